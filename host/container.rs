@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A VFIO container: type1's, and what is deferred in front of it.
+//!
+//! Lock order: `Container::ops` → `VMS` → `Vm::state` → type1's own. `ops` puts
+//! maps, unmaps, group changes and the opening of devices of one container in a
+//! row; the mapping threads do not take it.
+
+use kernel::{
+    ffi::{
+        c_long,
+        c_ulong, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+};
+
+use crate::{
+    iommu::Iommu,
+    knobs::KNOBS,
+    logic::range::Range,
+    type1::{
+        self,
+        Inner, //
+    },
+    uapi::{
+        get_u64,
+        DmaMap,
+        DmaUnmap, //
+    },
+    user,
+    vm::Vm, //
+};
+
+struct Ops {
+    /// The VM that it belongs to, from its first map on.
+    vm: Option<Arc<Vm>>,
+    /// It was mapped before its process had a balloon.
+    early: bool,
+    /// Groups that are attached.
+    groups: usize,
+    /// It has, or has had, a device that the bus-master gate cannot hold back.
+    ungated: bool,
+    /// Devices that master the bus.
+    masters: u32,
+}
+
+/// One container, from `VFIO_SET_IOMMU` on.
+#[pin_data]
+pub(crate) struct Container {
+    iommu: Arc<Iommu>,
+    /// Of `VFIO_TYPE1v2_IOMMU`, whose unmaps never cut a map in two.
+    v2: bool,
+    #[pin]
+    ops: Mutex<Ops>,
+}
+
+impl Container {
+    /// Wraps a container of type1.
+    pub(crate) fn new(inner: Inner, v2: bool) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                iommu: Iommu::new(inner)?,
+                v2,
+                ops <- new_mutex!(Ops {
+                    vm: None,
+                    early: false,
+                    groups: 0,
+                    ungated: false,
+                    masters: 0,
+                }),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// type1's container.
+    pub(crate) fn inner(&self) -> &Inner {
+        self.iommu.inner()
+    }
+
+    /// The last group is gone: nothing of it may be mapped after this.
+    ///
+    /// Context: any process context, `current->mm` may be NULL; may sleep.
+    pub(crate) fn close(&self) {
+        let vm = self.ops.lock().vm.take();
+        if let Some(vm) = vm {
+            vm.leave(self.iommu.id());
+        }
+    }
+
+    /// An ioctl of user space; `arg` is its argument.
+    ///
+    /// Context: process context of whoever has the container open, may sleep.
+    pub(crate) fn ioctl(self: ArcBorrow<'_, Self>, cmd: u32, arg: c_ulong) -> Result<c_long> {
+        match cmd {
+            type1::MAP_DMA if self.v2 => self.map(arg),
+            type1::UNMAP_DMA if self.v2 => self.unmap(arg),
+            // Dirty tracking is of whole maps: there have to be some.
+            type1::DIRTY_PAGES => {
+                self.settle(Range::ALL)?;
+                Ok(self.inner().ioctl(cmd, arg))
+            }
+            _ => Ok(self.inner().ioctl(cmd, arg)),
+        }
+    }
+
+    /// The VM of this container, which it joins now if it can.
+    fn vm(self: ArcBorrow<'_, Self>, ops: &mut Ops) -> Result<Option<Arc<Vm>>> {
+        if ops.vm.is_some() || ops.masters > 0 {
+            return Ok(ops.vm.clone());
+        }
+        let Some(vm) = Vm::find() else {
+            ops.early = true;
+            return Ok(None);
+        };
+        match vm.join(self.iommu.as_arc_borrow()) {
+            Ok(()) => {}
+            // It ended while we looked: a process without a balloon again.
+            Err(ESTALE) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        if ops.early {
+            pr_warn!("{vm}: RAM was mapped before the balloon was there: put its device before any vfio-pci\n");
+        }
+        ops.vm = Some(vm.clone());
+        Ok(Some(vm))
+    }
+
+    /// `VFIO_IOMMU_MAP_DMA`: deferred if it may be, made by type1 otherwise.
+    ///
+    /// What type1 would refuse is handed to type1 to refuse.
+    fn map(self: ArcBorrow<'_, Self>, arg: c_ulong) -> Result<c_long> {
+        let direct = || Ok(self.inner().ioctl(type1::MAP_DMA, arg));
+        let mut bytes = [0; DmaMap::SIZE];
+        if user::read(arg, &mut bytes).is_err() {
+            return direct();
+        }
+        let Some(map) = DmaMap::parse(&bytes) else {
+            return direct();
+        };
+        let mut ops = self.ops.lock();
+        let Some(vm) = self.vm(&mut ops)? else {
+            return direct();
+        };
+        if map.flags & DmaMap::VADDR != 0 {
+            // New addresses for old maps: these have to exist.
+            vm.settle(Range::ALL)?;
+            return direct();
+        }
+        let (Some(iova), Some(vaddrs)) = (
+            Range::from_len(map.iova, map.size),
+            Range::from_len(map.vaddr, map.size),
+        ) else {
+            return direct();
+        };
+        let plain = user::is_plain_ram(vaddrs);
+        if plain
+            && !ops.ungated
+            && self.may_defer(&map, iova)?
+            && vm.defer(self.iommu.id(), iova, map.vaddr)?
+        {
+            return Ok(0);
+        }
+        if map.is_wellformed() {
+            vm.check_overlap(self.iommu.id(), iova)?;
+        }
+        let ret = self.inner().ioctl(type1::MAP_DMA, arg);
+        if ret == 0 {
+            vm.record(self.iommu.id(), iova, map.vaddr, plain);
+        }
+        Ok(ret)
+    }
+
+    fn may_defer(&self, map: &DmaMap, iova: Range) -> Result<bool> {
+        if !map.is_wellformed()
+            || map.flags != DmaMap::READ_WRITE
+            || iova.start() < KNOBS.threshold()
+        {
+            return Ok(false);
+        }
+        let Some(info) = self.iommu.info()? else {
+            return Ok(false);
+        };
+        // Every piece costs type1 a mapping, and the guest chooses their ends: leave room.
+        let pieces = iova.len() / KNOBS.chunk() + 1;
+        Ok(info.allows(iova, map.vaddr) && u64::from(info.available) / 4 >= pieces)
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA`, with the size that user space expects.
+    fn unmap(self: ArcBorrow<'_, Self>, arg: c_ulong) -> Result<c_long> {
+        let direct = || Ok(self.inner().ioctl(type1::UNMAP_DMA, arg));
+        let ops = self.ops.lock();
+        let Some(vm) = ops.vm.as_ref() else {
+            return direct();
+        };
+        let mut bytes = [0; DmaUnmap::SIZE];
+        if user::read(arg, &mut bytes).is_err() {
+            return direct();
+        }
+        let Some(unmap) = DmaUnmap::parse(&bytes) else {
+            return direct();
+        };
+        if unmap.flags & (DmaUnmap::GET_DIRTY_BITMAP | DmaUnmap::VADDR) != 0 {
+            // Both are about whole maps: there have to be some.
+            vm.settle(Range::ALL)?;
+        }
+        if unmap.flags & DmaUnmap::VADDR != 0 {
+            return direct();
+        }
+        let Some(range) = unmap.range() else {
+            return direct();
+        };
+        let mut ret = 0;
+        let more = vm.unmap(self.iommu.id(), range, || {
+            ret = self.inner().ioctl(type1::UNMAP_DMA, arg);
+            match ret {
+                0 => Ok(()),
+                _ => Err(EINVAL),
+            }
+        });
+        if ret != 0 {
+            return Ok(ret);
+        }
+        self.report_unmapped(arg, more?)?;
+        Ok(0)
+    }
+
+    /// Adds `more` to the size that type1 has written back.
+    fn report_unmapped(&self, arg: c_ulong, more: u64) -> Result {
+        if more == 0 {
+            return Ok(());
+        }
+        let at = arg.wrapping_add(DmaUnmap::SIZE_OFFSET);
+        let mut bytes = [0; 8];
+        user::read(at, &mut bytes)?;
+        let size = get_u64(&bytes, 0).unwrap_or(0).saturating_add(more);
+        user::write(at, &size.to_ne_bytes())
+    }
+
+    /// Maps all of `range` that was deferred, before type1 is asked about it.
+    pub(crate) fn settle(&self, range: Range) -> Result {
+        let vm = self.ops.lock().vm.clone();
+        vm.map_or(Ok(()), |vm| vm.settle(range))
+    }
+
+    /// A group joins by `attach`; `gateable`: all its devices are PCI devices.
+    pub(crate) fn attach_group(&self, gateable: bool, attach: impl FnOnce() -> Result) -> Result {
+        let mut ops = self.ops.lock();
+        if !gateable {
+            if let Some(vm) = &ops.vm {
+                vm.settle(Range::ALL)?;
+            }
+            ops.ungated = true;
+        }
+        attach()?;
+        ops.groups += 1;
+        Ok(())
+    }
+
+    /// Whether what is deferred fits the groups that are attached now; `EINVAL` if not.
+    pub(crate) fn check_deferred(&self) -> Result {
+        let ops = self.ops.lock();
+        let Some(vm) = &ops.vm else {
+            return Ok(());
+        };
+        let Some(info) = self.iommu.info()? else {
+            return Ok(());
+        };
+        vm.each_block(self.iommu.id(), |iova, vaddr| {
+            info.allows(iova, vaddr).then_some(()).ok_or(EINVAL)
+        })
+    }
+
+    /// A group leaves by `detach`. After the last one nothing is mapped any more.
+    pub(crate) fn detach_group(&self, detach: impl FnOnce()) {
+        let mut ops = self.ops.lock();
+        if let Some(vm) = &ops.vm {
+            vm.pause(self.iommu.id());
+        }
+        detach();
+        ops.groups = ops.groups.saturating_sub(1);
+        if let (Some(vm), true) = (&ops.vm, ops.groups > 0) {
+            vm.resume(self.iommu.id());
+        }
+    }
+
+    /// A device is about to master the bus: see [`Vm::open_gate`].
+    pub(crate) fn open_gate(&self) -> Result {
+        let mut ops = self.ops.lock();
+        if let Some(vm) = &ops.vm {
+            vm.open_gate()?;
+        }
+        ops.masters += 1;
+        Ok(())
+    }
+
+    /// A device no longer masters the bus.
+    pub(crate) fn close_gate(&self) {
+        let mut ops = self.ops.lock();
+        ops.masters = ops.masters.saturating_sub(1);
+        if let Some(vm) = &ops.vm {
+            vm.close_gate();
+        }
+    }
+
+    /// A device that the gate cannot hold back is opened.
+    pub(crate) fn open_ungated(&self) -> Result {
+        let mut ops = self.ops.lock();
+        ops.ungated = true;
+        ops.vm.as_ref().map_or(Ok(()), |vm| vm.settle(Range::ALL))
+    }
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Inline functions and macros of the kernel's headers that Rust cannot call. */
+
+#include <linux/capability.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/ratelimit.h>
+#include <linux/sched/signal.h>
+#include <linux/uaccess.h>
+#include <linux/wait.h>
+
+/* bindgen and modpost see these: they are called from Rust alone. */
+void rust_helper_set_current_running(void);
+bool rust_helper_fatal_signal_pending_current(void);
+void rust_helper_init_woken_entry(struct wait_queue_entry *entry);
+unsigned long rust_helper_memlock_limit(void);
+unsigned long rust_helper_total_locked(struct mm_struct *mm);
+bool rust_helper_may_warn(void);
+
+/* An enumerator, since bindgen does not evaluate the macro's expression. */
+enum { TASK_KILLABLE_STATE = TASK_KILLABLE };
+
+void rust_helper_set_current_running(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
+
+bool rust_helper_fatal_signal_pending_current(void)
+{
+	return fatal_signal_pending(current);
+}
+
+void rust_helper_init_woken_entry(struct wait_queue_entry *entry)
+{
+	init_wait_func(entry, woken_wake_function);
+}
+
+unsigned long rust_helper_memlock_limit(void)
+{
+	return rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+}
+
+unsigned long rust_helper_total_locked(struct mm_struct *mm)
+{
+	return READ_ONCE(mm->locked_vm);
+}
+
+/* At most ten messages in five seconds, all VMs together. */
+bool rust_helper_may_warn(void)
+{
+	static DEFINE_RATELIMIT_STATE(state, DEFAULT_RATELIMIT_INTERVAL,
+				      DEFAULT_RATELIMIT_BURST);
+
+	return __ratelimit(&state);
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The administrator's knobs: `/sys/kernel/vfio_iommu_deferred/`.
+//!
+//! `Documentation/ABI/testing/sysfs-kernel-vfio_iommu_deferred` describes each.
+//! They apply to what happens after the write; nothing here takes a lock.
+
+use core::fmt::Write;
+
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+};
+
+use crate::kobject::{
+    parse_bool,
+    parse_u64,
+    Attribute,
+    Writer, //
+};
+
+const MIB: u64 = 1 << 20;
+
+/// All knobs, at their current values.
+pub(crate) struct Knobs {
+    threshold_mib: Atomic<u64>,
+    reserve_mib: Atomic<u64>,
+    chunk_mib: Atomic<u64>,
+    workers: Atomic<u64>,
+    nice: Atomic<u64>,
+    fallback_timeout_ms: Atomic<u64>,
+    premap: Atomic<bool>,
+    gate: Atomic<bool>,
+    hold: Atomic<bool>,
+}
+
+/// The one set of knobs of this module.
+pub(crate) static KNOBS: Knobs = Knobs {
+    threshold_mib: Atomic::new(4096),
+    reserve_mib: Atomic::new(0),
+    chunk_mib: Atomic::new(128),
+    workers: Atomic::new(2),
+    nice: Atomic::new(5),
+    fallback_timeout_ms: Atomic::new(120_000),
+    premap: Atomic::new(true),
+    gate: Atomic::new(true),
+    hold: Atomic::new(false),
+};
+
+impl Knobs {
+    /// RAM below this IOVA is mapped at once; bytes.
+    pub(crate) fn threshold(&self) -> u64 {
+        self.threshold_mib.load(Relaxed).saturating_mul(MIB)
+    }
+
+    /// Deferred RAM that the guest is not asked to give up; bytes.
+    pub(crate) fn reserve(&self) -> u64 {
+        self.reserve_mib.load(Relaxed).saturating_mul(MIB)
+    }
+
+    /// The most that one call of type1 maps; bytes, a power of two.
+    pub(crate) fn chunk(&self) -> u64 {
+        self.chunk_mib.load(Relaxed).saturating_mul(MIB)
+    }
+
+    /// Mapping threads of a VM.
+    pub(crate) fn workers(&self) -> u64 {
+        self.workers.load(Relaxed)
+    }
+
+    /// How much the mapping threads stand back while nobody waits for them: nice value, 0 to 19.
+    pub(crate) fn nice(&self) -> u64 {
+        self.nice.load(Relaxed)
+    }
+
+    /// After so many milliseconds without a commit, everything is mapped anyway.
+    pub(crate) fn fallback_timeout_ms(&self) -> u64 {
+        self.fallback_timeout_ms.load(Relaxed)
+    }
+
+    /// Whether the balloon's memory is mapped in the background after the commit.
+    pub(crate) fn premap(&self) -> bool {
+        self.premap.load(Relaxed)
+    }
+
+    /// Whether the bus-master gate holds devices back (off: for tests only).
+    pub(crate) fn gate(&self) -> bool {
+        self.gate.load(Relaxed)
+    }
+
+    /// Whether balloons keep their size after the commit (on: for tests only).
+    pub(crate) fn hold(&self) -> bool {
+        self.hold.load(Relaxed)
+    }
+
+    /// The files, one a knob.
+    pub(crate) const FILES: &'static [Attribute<Hooks>] = &[
+        Attribute::rw(
+            c"threshold_mib",
+            |_, out| line(out, KNOBS.threshold_mib.load(Relaxed)),
+            |_, text| set(&KNOBS.threshold_mib, text, 0, 1 << 24),
+        ),
+        Attribute::rw(
+            c"reserve_mib",
+            |_, out| line(out, KNOBS.reserve_mib.load(Relaxed)),
+            |_, text| set(&KNOBS.reserve_mib, text, 0, 1 << 24),
+        ),
+        Attribute::rw(
+            c"chunk_mib",
+            |_, out| line(out, KNOBS.chunk_mib.load(Relaxed)),
+            |_, text| {
+                let mib = parse_u64(text, 2..=1024)?;
+                if !mib.is_power_of_two() {
+                    return Err(EINVAL);
+                }
+                KNOBS.chunk_mib.store(mib, Relaxed);
+                Ok(())
+            },
+        ),
+        Attribute::rw(
+            c"workers",
+            |_, out| line(out, KNOBS.workers()),
+            |_, text| set(&KNOBS.workers, text, 1, 64),
+        ),
+        Attribute::rw(
+            c"nice",
+            |_, out| line(out, KNOBS.nice()),
+            |_, text| set(&KNOBS.nice, text, 0, 19),
+        ),
+        Attribute::rw(
+            c"fallback_timeout_ms",
+            |_, out| line(out, KNOBS.fallback_timeout_ms()),
+            |_, text| set(&KNOBS.fallback_timeout_ms, text, 0, 86_400_000),
+        ),
+        Attribute::rw(
+            c"premap",
+            |_, out| line(out, u64::from(KNOBS.premap())),
+            |_, text| {
+                KNOBS.premap.store(parse_bool(text)?, Relaxed);
+                Ok(())
+            },
+        ),
+        // A debug knob: with it off, a device may lose DMA without a word.
+        Attribute::rw(
+            c"gate",
+            |_, out| line(out, u64::from(KNOBS.gate())),
+            |_, text| {
+                KNOBS.gate.store(parse_bool(text)?, Relaxed);
+                Ok(())
+            },
+        )
+        .mode(0o600),
+        // A debug knob: taken off, it lets the balloons that it has held go on.
+        Attribute::rw(
+            c"hold",
+            |_, out| line(out, u64::from(KNOBS.hold())),
+            |hooks: &Hooks, text| {
+                KNOBS.hold.store(parse_bool(text)?, Relaxed);
+                (hooks.unhold)();
+                Ok(())
+            },
+        )
+        .mode(0o600),
+    ];
+}
+
+/// What a write to a knob sets off.
+pub(crate) struct Hooks {
+    /// Lets balloons go on to shrink, if `hold` is off.
+    pub(crate) unhold: fn(),
+}
+
+/// Writes one value and its newline.
+pub(crate) fn line(out: &mut Writer<'_>, value: u64) -> Result {
+    writeln!(out, "{value}").map_err(|_| EIO)
+}
+
+fn set(knob: &Atomic<u64>, text: &str, least: u64, most: u64) -> Result {
+    knob.store(parse_u64(text, least..=most)?, Relaxed);
+    Ok(())
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the guest's balloon does to a VM.
+//!
+//! All addresses come from the guest: they are ranges by type, and everything
+//! that lies outside deferred RAM is ignored by the tables. All functions here
+//! may sleep; for the lock order see [`super`].
+
+use kernel::prelude::*;
+
+use crate::{
+    knobs::KNOBS,
+    logic::{
+        range::Range,
+        state::{
+            Status,
+            Want, //
+        },
+        vec::NoMemory, //
+    },
+    user, //
+};
+
+use super::{
+    State,
+    Vm, //
+};
+
+const GRANULE: u64 = crate::bindings::VIRTIO_BALLOON_DEFERRED_GRANULE as u64;
+
+impl State {
+    /// How large the balloon should be while it is emptied, in bytes.
+    ///
+    /// The guest deflates from the bottom, and the threads may map out of order: so
+    /// all that is above the lowest byte that has yet to be mapped stays in it, and
+    /// a deflation finds its range mapped. Walks the tables.
+    pub(super) fn target(&self) -> u64 {
+        self.most(|slot| {
+            let mut extents = slot.table.iter();
+            let pending = extents.find(|(_, state)| state.is_pending());
+            let above = extents.fold(0u64, |sum, (range, _)| sum.saturating_add(range.len()));
+            // What failed is tried again when the guest asks for it, at its own pace.
+            pending.map_or(0, |(range, _)| range.len().saturating_add(above))
+        })
+    }
+
+    /// Goes on with emptying the balloon.
+    fn deflate_on(&mut self) {
+        if KNOBS.hold() {
+            return;
+        }
+        if KNOBS.premap() || self.premap {
+            self.premap = true;
+            self.wake_workers();
+        } else if let Some(balloon) = &self.balloon {
+            // Step by step: each deflation maps what it gives back.
+            let held = self.most(super::Slot::ballooned);
+            balloon.set_target(held.saturating_sub(KNOBS.chunk()));
+        }
+    }
+}
+
+/// Lets every VM that has committed go on with emptying its balloon.
+pub(crate) fn deflate_on() {
+    for entry in &super::VMS.lock().entries {
+        let mut state = entry.vm.state.lock();
+        if state.ready {
+            state.deflate_on();
+        }
+    }
+}
+
+impl Vm {
+    /// The guest gave up `range`. Returns how many bytes of it are news.
+    pub(crate) fn inflate(&self, range: Range) -> Result<u64> {
+        let mut state = self.state.lock();
+        let mut most = 0;
+        for slot in state.slots.iter_mut() {
+            let bytes = slot.table.inflate(range).map_err(|NoMemory| ENOMEM)?;
+            most = bytes.max(most);
+        }
+        self.stats.inflated_ranges.add(1);
+        Ok(most)
+    }
+
+    /// The balloon is full: maps all that is outside it (contract I1).
+    pub(crate) fn commit(&self) -> Result {
+        self.wait_mapped(Want::Outside, Range::ALL, |state| {
+            state.ready = true;
+            state.deadline = None;
+            state.deflate_on();
+        })?;
+        self.stats.commits.add(1);
+        Ok(())
+    }
+
+    /// The guest wants `range` back: maps it first (contract I2).
+    pub(crate) fn deflate(&self, range: Range, urgent: bool) -> Result {
+        let hit = self.state.lock().status(Want::All, range) == Status::Done;
+        if hit {
+            self.stats.hits.add(1);
+        } else {
+            self.stats.misses.add(1);
+        }
+        if urgent {
+            self.stats.urgent.add(1);
+        }
+        self.wait_mapped(Want::All, range, |state| {
+            if !state.premap && state.ready {
+                state.deflate_on();
+            }
+        })
+    }
+
+    /// Maps all there is: for a guest that does not speak our protocol (contract I4).
+    pub(crate) fn map_all(&self) -> Result {
+        self.wait_mapped(Want::All, Range::ALL, |state| {
+            state.ready = true;
+            state.deadline = None;
+        })
+    }
+
+    /// The balloon device was reset: the guest may use all its memory again.
+    ///
+    /// If a device masters the bus, comes back only when everything is mapped;
+    /// otherwise the bus-master gate is what holds devices back from here on.
+    pub(crate) fn balloon_reset(&self) {
+        let masters = {
+            let mut state = self.state.lock();
+            for slot in state.slots.iter_mut() {
+                slot.table.reset();
+            }
+            if state.status(Want::Outside, Range::ALL) != Status::Done {
+                state.arm_deadline();
+            }
+            state.masters
+        };
+        self.changed.notify();
+        if masters > 0 && KNOBS.gate() {
+            if let Err(e) = self.wait_mapped(Want::Outside, Range::ALL, |_| ()) {
+                if e != EINTR {
+                    pr_err!("{self}: a device masters the bus and memory is not mapped ({e:?})\n");
+                }
+            }
+        }
+    }
+
+    /// How large a balloon to ask the guest for, in bytes.
+    pub(crate) fn balloon_target(&self) -> u64 {
+        let unmapped = self.state.lock().most(super::Slot::unmapped);
+        let target = unmapped.saturating_sub(KNOBS.reserve());
+        target - target % GRANULE
+    }
+
+    /// Where the first byte that is not mapped is; 0 if there is none.
+    pub(crate) fn lowest_unmapped(&self) -> u64 {
+        let state = self.state.lock();
+        let slots = state.slots.iter();
+        let lowest = slots.flat_map(|slot| slot.table.iter().find(|(_, s)| s.is_pending()));
+        lowest.map(|(range, _)| range.start()).min().unwrap_or(0)
+    }
+
+    /// A message of the guest was handled.
+    pub(crate) fn count_message(&self) {
+        self.stats.messages.add(1);
+    }
+
+    /// Fills `bytes` from guest-physical `gpa`; `EFAULT` outside the guest's plain RAM.
+    ///
+    /// Context: a task of the VM's process.
+    pub(crate) fn read_guest(&self, gpa: u64, bytes: &mut [u8]) -> Result {
+        let mut at = gpa;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (addr, len) = self.user_address(at, rest.len())?;
+            let (part, next) = rest.split_at_mut_checked(len).ok_or(EFAULT)?;
+            user::read(addr, part)?;
+            at = at.checked_add(len as u64).ok_or(EFAULT)?;
+            rest = next;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` to guest-physical `gpa`; otherwise as [`Vm::read_guest`].
+    pub(crate) fn write_guest(&self, gpa: u64, bytes: &[u8]) -> Result {
+        let mut at = gpa;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (addr, len) = self.user_address(at, rest.len())?;
+            let (part, next) = rest.split_at_checked(len).ok_or(EFAULT)?;
+            user::write(addr, part)?;
+            at = at.checked_add(len as u64).ok_or(EFAULT)?;
+            rest = next;
+        }
+        Ok(())
+    }
+
+    /// Where the first of `len` bytes are, and how many of them are there in a row.
+    pub(crate) fn user_address(&self, gpa: u64, len: usize) -> Result<(usize, usize)> {
+        if !self.is_current() {
+            return Err(EFAULT);
+        }
+        let state = self.state.lock();
+        let (vaddr, len) = state.memory.translate(gpa, len as u64).ok_or(EFAULT)?;
+        Ok((usize::try_from(vaddr)?, usize::try_from(len)?))
+    }
+}

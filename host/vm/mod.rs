@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One VM, as the host sees it: a process with a balloon and containers.
+//!
+//! A [`Vm`] is found by its `mm`. It exists from the moment its VMM binds one of
+//! our balloon devices until both that and its last container are gone. Each of
+//! its containers has a *slot* with a table of the guest RAM that was deferred.
+//!
+//! - [`mapper`]: the threads that map, and how to wait for them,
+//! - [`ram`]: what the containers' ioctls do to the tables,
+//! - [`guest`]: what the balloon's messages do to them,
+//! - [`stats`]: counters, and the VM's directory in sysfs.
+//!
+//! # Lock order
+//!
+//! `Container::ops` → `VMS` → `Vm::state` → type1's own locks. The mapping
+//! threads call type1 with none of ours held. `Vm::state` is never held while a
+//! thread is stopped or a directory removed.
+
+mod guest;
+mod mapper;
+mod ram;
+mod stats;
+
+pub(crate) use guest::deflate_on;
+
+use kernel::{
+    current,
+    fmt,
+    mm::Mm,
+    prelude::*,
+    str::CString,
+    sync::{
+        aref::ARef,
+        global_lock,
+        new_mutex,
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+    task::Pid, //
+};
+
+use crate::{
+    iommu::{
+        ContainerId,
+        Iommu, //
+    },
+    kobject::{
+        Directory,
+        Parent, //
+    },
+    logic::{
+        memory_map::{
+            MemoryMap,
+            UserRange, //
+        },
+        range::Range,
+        range_map::RangeMap,
+        state::{
+            Status,
+            Want, //
+        },
+        table::Table, //
+    },
+    task::Task,
+    vdpa::Session,
+    wait::{
+        new_wait_queue,
+        WaitQueue, //
+    },
+};
+
+use mapper::{
+    Demands,
+    Worker, //
+};
+use stats::Stats;
+
+/// A container of a VM.
+struct Slot {
+    iommu: Arc<Iommu>,
+    /// What was deferred.
+    table: Table,
+    /// What type1 was given at once.
+    direct: RangeMap<UserRange>,
+    /// Nothing of it may be mapped right now: its groups change.
+    paused: bool,
+    /// Calls of type1 that mapped a piece of the table.
+    mappings: u64,
+}
+
+/// What [`Vm::state`] protects.
+struct State {
+    slots: KVec<Slot>,
+    /// All plain RAM of the VMM's maps, for translating what the guest says.
+    memory: MemoryMap,
+    workers: KVec<Task<Worker>>,
+    demands: Demands,
+    /// The balloon, while its device is bound.
+    balloon: Option<Session>,
+    /// Devices that were let through the bus-master gate.
+    masters: u32,
+    /// The guest has committed, or is fully mapped: nothing new is deferred.
+    ready: bool,
+    /// Everything is to be mapped in the background.
+    premap: bool,
+    /// Background work rests until then, by [`now`]: the last try failed.
+    rest_until: i64,
+    /// When `premap` is set if nobody has committed by then, by [`now`].
+    deadline: Option<i64>,
+    /// The process is gone or the VM is taken down: nothing will be mapped any more.
+    dead: bool,
+}
+
+impl Slot {
+    /// Whether a byte of `range` was mapped, by type1 or deferred.
+    fn overlaps(&self, range: Range) -> bool {
+        self.table.overlaps(range) || !self.direct.overlapping(range).is_empty()
+    }
+
+    /// Whether a piece of it is being mapped.
+    fn is_busy(&self) -> bool {
+        let totals = self.table.totals();
+        totals.mapping_outside | totals.mapping_balloon != 0
+    }
+
+    /// Bytes of it that are not mapped.
+    fn unmapped(&self) -> u64 {
+        let totals = self.table.totals();
+        totals.bytes().saturating_sub(totals.mapped)
+    }
+
+    /// Bytes of it that are not mapped and in the balloon.
+    fn ballooned(&self) -> u64 {
+        let totals = self.table.totals();
+        let sum = totals.ballooned.saturating_add(totals.mapping_balloon);
+        sum.saturating_add(totals.failed_balloon)
+    }
+}
+
+/// `CLOCK_MONOTONIC`, in nanoseconds.
+fn now() -> i64 {
+    // SAFETY: May be called from any context.
+    unsafe { crate::bindings::ktime_get() }
+}
+
+impl State {
+    /// How far all containers are from having what is wanted mapped.
+    fn status(&self, want: Want, range: Range) -> Status {
+        let whole = range == Range::ALL;
+        let slots = self.slots.iter().map(|slot| match whole {
+            true => slot.table.totals().status(want),
+            false => slot.table.status(want, range),
+        });
+        slots.max().unwrap_or(Status::Done)
+    }
+
+    fn slot(&mut self, id: ContainerId) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.iommu.id() == id)
+    }
+
+    /// The largest sum of any container.
+    fn most(&self, bytes: impl Fn(&Slot) -> u64) -> u64 {
+        self.slots.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    fn in_use(&self) -> bool {
+        self.balloon.is_some() || !self.slots.is_empty()
+    }
+}
+
+/// A VM.
+#[pin_data]
+pub(crate) struct Vm {
+    mm: ARef<Mm>,
+    pid: Pid,
+    #[pin]
+    state: Mutex<State>,
+    /// Notified after each change that somebody may wait for.
+    #[pin]
+    changed: WaitQueue,
+    stats: Stats,
+}
+
+/// A VM that can be found, and its directory.
+struct Entry {
+    vm: Arc<Vm>,
+    _directory: Option<Directory<Vm>>,
+}
+
+/// All VMs.
+struct Registry {
+    entries: KVec<Entry>,
+    /// Where their directories are.
+    directory: Option<Arc<Directory<()>>>,
+}
+
+global_lock! {
+    // SAFETY: Initialised in `init`, before anything can call in here.
+    unsafe(uninit) static VMS: Mutex<Registry> = Registry {
+        entries: KVec::new(),
+        directory: None,
+    };
+}
+
+/// Says under which directory each VM has its own. May sleep.
+pub(crate) fn set_directory(directory: Option<Arc<Directory<()>>>) {
+    let old = core::mem::replace(&mut VMS.lock().directory, directory);
+    // Waits for readers, so not under the lock.
+    drop(old);
+}
+
+/// Makes the registry usable.
+///
+/// # Safety
+///
+/// Called once, at module initialisation, before any other function here.
+pub(crate) unsafe fn init() {
+    // SAFETY: As this function's.
+    unsafe { VMS.init() };
+}
+
+impl fmt::Display for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)
+    }
+}
+
+impl Vm {
+    fn new() -> Result<Arc<Self>> {
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                mm: ARef::from(&**mm),
+                pid: task.tgid(),
+                state <- new_mutex!(State {
+                    slots: KVec::new(),
+                    memory: MemoryMap::new(),
+                    workers: KVec::new(),
+                    demands: Demands::new(),
+                    balloon: None,
+                    masters: 0,
+                    ready: false,
+                    premap: false,
+                    rest_until: 0,
+                    deadline: None,
+                    dead: false,
+                }),
+                changed <- new_wait_queue!("vfio_iommu_deferred: vm"),
+                stats: Stats::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn is_current(&self) -> bool {
+        current!()
+            .mm()
+            .is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))
+    }
+
+    /// The VM of the calling process.
+    pub(crate) fn find() -> Option<Arc<Self>> {
+        let vms = VMS.lock();
+        let mut entries = vms.entries.iter();
+        let entry = entries.find(|entry| entry.vm.is_current())?;
+        Some(entry.vm.clone())
+    }
+
+    /// Makes the calling process a VM with a balloon. One balloon a VM: `EBUSY`.
+    ///
+    /// Context: an ioctl of the VMM, may sleep.
+    pub(crate) fn bind(session: Session) -> Result<Arc<Self>> {
+        let mut vms = VMS.lock();
+        if let Some(entry) = vms.entries.iter().find(|entry| entry.vm.is_current()) {
+            let mut state = entry.vm.state.lock();
+            if state.balloon.is_some() {
+                return Err(EBUSY);
+            }
+            state.balloon = Some(session);
+            return Ok(entry.vm.clone());
+        }
+        let vm = Self::new()?;
+        vm.state.lock().balloon = Some(session);
+        // A VM without a directory is better than none: its name is taken only
+        // while another process image of the same pid is on its way out.
+        let directory = Self::directory(&vm, vms.directory.as_deref())
+            .inspect_err(|e| pr_warn!("{vm}: no sysfs directory: {e:?}\n"))
+            .ok();
+        vms.entries.push(
+            Entry {
+                vm: vm.clone(),
+                _directory: directory,
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(vm)
+    }
+
+    fn directory(vm: &Arc<Self>, parent: Option<&Directory<()>>) -> Result<Directory<Self>> {
+        let name = CString::try_from_fmt(fmt!("{}", vm.pid))?;
+        let parent = Parent::directory(parent.ok_or(ENODEV)?);
+        Directory::new(parent, &name, vm.clone(), stats::FILES)
+    }
+
+    /// The balloon is unbound. The guest's use of it ends like a reset.
+    ///
+    /// Context: any process context, may sleep; `current->mm` may be NULL.
+    pub(crate) fn unbind(&self) {
+        let session = self.state.lock().balloon.take();
+        drop(session);
+        self.balloon_reset();
+        self.drop_if_unused();
+    }
+
+    /// Gives `container` a slot. `ESTALE` if the VM was taken down meanwhile.
+    pub(crate) fn join(&self, iommu: ArcBorrow<'_, Iommu>) -> Result {
+        let vms = VMS.lock();
+        if !vms
+            .entries
+            .iter()
+            .any(|entry| core::ptr::eq(&*entry.vm, self))
+        {
+            return Err(ESTALE);
+        }
+        let slot = Slot {
+            iommu: iommu.into(),
+            table: Table::new(),
+            direct: RangeMap::new(),
+            paused: false,
+            mappings: 0,
+        };
+        self.state.lock().slots.push(slot, GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Takes the container's slot away, once nothing of it is being mapped.
+    ///
+    /// Context: as [`Vm::unbind`]; waits for chunks that are being mapped.
+    pub(crate) fn leave(&self, id: ContainerId) {
+        self.pause(id);
+        {
+            let mut state = self.state.lock();
+            if let Some(range) = state.slot(id).map(|_| Range::ALL) {
+                // RAM of other containers of the VM is the same RAM: keep it.
+                if state.slots.len() == 1 {
+                    state.memory.remove(range);
+                }
+            }
+            state.slots.retain(|slot| slot.iommu.id() != id);
+        }
+        self.changed.notify();
+        self.drop_if_unused();
+    }
+
+    /// Takes the VM down when neither a balloon nor a container is left.
+    fn drop_if_unused(&self) {
+        let (entry, workers) = {
+            let mut vms = VMS.lock();
+            let mut state = self.state.lock();
+            if state.in_use() {
+                return;
+            }
+            state.dead = true;
+            let workers = core::mem::take(&mut state.workers);
+            let index = vms.entries.iter();
+            let index = index.map(|e| &*e.vm).position(|vm| core::ptr::eq(vm, self));
+            (index.and_then(|i| vms.entries.remove(i).ok()), workers)
+        };
+        self.changed.notify();
+        // Both wait, so no lock is held: for the threads, and for readers of the
+        // directory. The caller may be such a thread, past its last `run`.
+        drop(workers);
+        drop(entry);
+    }
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the containers do to a VM: map and unmap RAM, and open devices.
+//!
+//! All functions here may sleep; for the lock order see [`super`].
+
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+use crate::{
+    iommu::ContainerId,
+    knobs::KNOBS,
+    logic::{
+        memory_map::UserRange,
+        range::Range,
+        range_map::{
+            InsertError,
+            Ranged, //
+        },
+        state::{
+            Status,
+            Want, //
+        },
+    },
+    user, //
+};
+
+use super::Vm;
+
+impl Vm {
+    /// Records a map of the caller instead of making it; false if it must be made now.
+    ///
+    /// Errors are type1's own: `EEXIST` on overlap, `ENOMEM` beyond
+    /// `RLIMIT_MEMLOCK` or without memory. Context: the VMM's `MAP_DMA` ioctl.
+    pub(crate) fn defer(
+        self: &Arc<Self>,
+        id: ContainerId,
+        iova: Range,
+        vaddr: u64,
+    ) -> Result<bool> {
+        self.start_workers()?;
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if state.dead || state.ready || state.masters > 0 || state.balloon.is_none() {
+            return Ok(false);
+        }
+        // What will be pinned later counts against the limit now.
+        let promised = state.slots.iter().map(super::Slot::unmapped);
+        let promised = promised.fold(iova.len(), u64::saturating_add);
+        if !user::may_lock(promised) {
+            return Err(ENOMEM);
+        }
+        let slot = state.slots.iter_mut().find(|s| s.iommu.id() == id);
+        let slot = slot.ok_or(ESTALE)?;
+        if slot.overlaps(iova) {
+            return Err(EEXIST);
+        }
+        slot.table.insert(iova, vaddr).map_err(|e| match e {
+            InsertError::Overlap => EEXIST,
+            InsertError::Invalid => EINVAL,
+            InsertError::NoMemory => ENOMEM,
+        })?;
+        // Another container of the VM may have said so before.
+        let known = state.memory.insert(iova, vaddr);
+        if known.is_err() && state.memory.translate(iova.start(), iova.len()).is_none() {
+            pr_warn!(
+                "{self}: RAM at {:#x} is not known to the balloon\n",
+                iova.start()
+            );
+        }
+        if state.deadline.is_none() {
+            state.arm_deadline();
+        }
+        self.stats.deferred.add(iova.len());
+        Ok(true)
+    }
+
+    /// `EEXIST` if a byte of `iova` was deferred.
+    pub(crate) fn check_overlap(&self, id: ContainerId, iova: Range) -> Result {
+        let mut state = self.state.lock();
+        match state.slot(id) {
+            Some(slot) if slot.table.overlaps(iova) => Err(EEXIST),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes a map that type1 has made; `plain`: of RAM that the guest may name.
+    pub(crate) fn record(&self, id: ContainerId, iova: Range, vaddr: u64, plain: bool) {
+        let mut state = self.state.lock();
+        let Some(slot) = state.slot(id) else {
+            return;
+        };
+        let noted = UserRange::new(iova, vaddr).is_some_and(|map| slot.direct.insert(map).is_ok());
+        if !noted {
+            // Only this: an overlap with it would be found when it is mapped.
+            pr_warn!("{self}: no memory to note a map\n");
+        }
+        if plain && state.memory.insert(iova, vaddr).is_err() {
+            // The same RAM in a second container, most likely.
+            pr_debug!("{self}: RAM at {:#x} not noted\n", iova.start());
+        }
+    }
+
+    /// Unmaps by `inner` and forgets what was deferred in `range`.
+    ///
+    /// Returns how many bytes more than type1 says were unmapped. `EINVAL` if
+    /// that would leave a part of a deferred map, and what `inner` gives.
+    pub(crate) fn unmap(
+        &self,
+        id: ContainerId,
+        range: Range,
+        inner: impl FnOnce() -> Result,
+    ) -> Result<u64> {
+        {
+            let mut state = self.state.lock();
+            let slot = state.slot(id).ok_or(EINVAL)?;
+            if slot.table.bisects(range) {
+                return Err(EINVAL);
+            }
+            if !slot.table.overlaps(range) {
+                drop(state);
+                inner()?;
+                self.forget(id, range);
+                return Ok(0);
+            }
+        }
+        self.pause(id);
+        let mut state = self.state.lock();
+        let slot = state.slot(id).ok_or(EINVAL)?;
+        // Nothing of the slot is being mapped, and nothing will be while the state is locked.
+        let removed = inner().map(|()| slot.table.remove(range).unwrap_or_default());
+        slot.paused = false;
+        state.wake_workers();
+        drop(state);
+        if removed.is_ok() {
+            self.forget(id, range);
+        }
+        self.changed.notify();
+        removed.map(|removed| removed.bytes.saturating_sub(removed.mapped))
+    }
+
+    /// type1 has unmapped what it had of `range`. The caller holds the container's
+    /// lock, so nothing was mapped there since.
+    fn forget(&self, id: ContainerId, range: Range) {
+        let mut state = self.state.lock();
+        if let Some(slot) = state.slot(id) {
+            slot.direct.remove(range);
+        }
+        // The same RAM may be in another container of the VM.
+        let mut others = state.slots.iter().filter(|slot| slot.iommu.id() != id);
+        if !others.any(|slot| slot.overlaps(range)) {
+            state.memory.remove(range);
+        }
+    }
+
+    /// Maps everything of `range` that was deferred, in or out of the balloon.
+    pub(crate) fn settle(&self, range: Range) -> Result {
+        self.wait_mapped(Want::All, range, |_| ())
+    }
+
+    /// Lets the container's pieces be taken again, after [`Vm::pause`].
+    pub(crate) fn resume(&self, id: ContainerId) {
+        let mut state = self.state.lock();
+        if let Some(slot) = state.slot(id) {
+            slot.paused = false;
+        }
+        state.wake_workers();
+    }
+
+    /// Calls `f` for each deferred map of the container; stops at an error.
+    pub(crate) fn each_block(
+        &self,
+        id: ContainerId,
+        mut f: impl FnMut(Range, u64) -> Result,
+    ) -> Result {
+        let mut state = self.state.lock();
+        let Some(slot) = state.slot(id) else {
+            return Ok(());
+        };
+        slot.table
+            .covered(Range::ALL)
+            .iter()
+            .try_for_each(|block| f(block.range(), block.vaddr()))
+    }
+
+    /// Lets a device master the bus: first maps everything outside the balloon.
+    ///
+    /// From then on maps are made at once, until [`Vm::close_gate`].
+    pub(crate) fn open_gate(&self) -> Result {
+        if !KNOBS.gate() {
+            self.state.lock().masters += 1;
+            return Ok(());
+        }
+        if self.state.lock().status(Want::Outside, Range::ALL) != Status::Done {
+            self.stats.gate_trips.add(1);
+        }
+        self.wait_mapped(Want::Outside, Range::ALL, |state| state.masters += 1)
+            .inspect_err(|_| self.stats.gate_refusals.add(1))
+    }
+
+    /// The device no longer masters the bus.
+    pub(crate) fn close_gate(&self) {
+        let mut state = self.state.lock();
+        state.masters = state.masters.saturating_sub(1);
+    }
+}
