@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Inline functions and macros of the kernel's headers that Rust cannot call. */
+
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/nodemask.h>
+#include <linux/sched.h>
+#include <linux/virtio.h>
+#include <linux/virtio_balloon_deferred.h>
+#include <linux/virtio_config.h>
+
+/*
+ * The device is there once its transport is: with this, "modprobe
+ * virtio_balloon_deferred" returns after probe(), and tools that build an
+ * initramfs pack the transport too.
+ */
+MODULE_SOFTDEP("pre: virtio_pci");
+
+bool rust_helper___virtio_test_bit(const struct virtio_device *vdev,
+				   unsigned int bit)
+{
+	return __virtio_test_bit(vdev, bit);
+}
+
+int rust_helper_virtio_find_vqs(struct virtio_device *vdev, unsigned int n,
+				struct virtqueue *vqs[],
+				struct virtqueue_info info[])
+{
+	return virtio_find_vqs(vdev, n, vqs, info, NULL);
+}
+
+void rust_helper_virtio_del_vqs(struct virtio_device *vdev)
+{
+	vdev->config->del_vqs(vdev);
+}
+
+void rust_helper_virtio_device_ready(struct virtio_device *vdev)
+{
+	virtio_device_ready(vdev);
+}
+
+u32 rust_helper_virtio_balloon_num_pages(struct virtio_device *vdev)
+{
+	u32 pages;
+
+	virtio_cread_le(vdev, struct virtio_balloon_deferred_config, num_pages,
+			&pages);
+	return pages;
+}
+
+u32 rust_helper_virtio_balloon_lowest_mib(struct virtio_device *vdev)
+{
+	u32 mib;
+
+	virtio_cread_le(vdev, struct virtio_balloon_deferred_config, lowest_mib,
+			&mib);
+	return mib;
+}
+
+void rust_helper_virtio_balloon_set_actual(struct virtio_device *vdev,
+					   u32 pages)
+{
+	virtio_cwrite_le(vdev, struct virtio_balloon_deferred_config, actual,
+			 &pages);
+}
+
+int rust_helper_next_memory_node(int node)
+{
+	return next_node(node, node_states[N_MEMORY]);
+}
+
+void rust_helper_cond_resched(void)
+{
+	cond_resched();
+}
+
+phys_addr_t rust_helper_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+struct page *rust_helper_phys_to_page(phys_addr_t addr)
+{
+	return pfn_to_page(PHYS_PFN(addr));
+}
+
+phys_addr_t rust_helper_page_zone_end(const struct page *page)
+{
+	return PFN_PHYS(zone_end_pfn(page_zone(page)));
+}
+
+struct pglist_data *rust_helper_page_pgdat(const struct page *page)
+{
+	return page_pgdat(page);
+}
+
+/* For all pages of a block: from Rust it would be a call for each. */
+void rust_helper_set_pages_offline(struct page *page, unsigned int count,
+				   bool offline)
+{
+	for (; count--; page++) {
+		if (offline)
+			__SetPageOffline(page);
+		else
+			__ClearPageOffline(page);
+	}
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! virtio-balloon driver that keeps guest RAM from being mapped for DMA until it is needed.
+//!
+//! Its probe() takes nearly all free memory out of use before the drivers of assigned devices come,
+//! tells the host, and returns when the host has mapped the rest. The host maps what is in the
+//! balloon in the background and shrinks the balloon as it goes.
+//!
+//! From top to bottom: `driver` (who calls whom), `balloon` (the logic), then wrappers of the
+//! kernel: `pages`, `oom`, `shrinker`, `virtio` and those shared with the host module.
+//!
+//! The module has no alias, so that it is loaded only where somebody wants it, and in time. A
+//! device that does not offer `VIRTIO_BALLOON_F_DEFERRED` is left to the stock driver.
+
+use kernel::prelude::*;
+
+#[path = "../include/wrap/abi.rs"]
+mod abi;
+mod balloon;
+mod bindings;
+mod driver;
+#[path = "../include/wrap/event.rs"]
+mod event;
+mod knobs;
+#[path = "../include/wrap/kobject.rs"]
+mod kobject;
+#[path = "../include/logic/mod.rs"]
+#[allow(dead_code, reason = "the other module uses the rest")]
+mod logic;
+mod oom;
+mod pages;
+mod shrinker;
+mod stats;
+mod virtio;
+#[path = "../include/wrap/work.rs"]
+mod work;
+
+/// The name of the module, of its driver and of its directory in sysfs.
+const NAME: &CStr = c"virtio_balloon_deferred";
+
+module! {
+    type: Module,
+    name: "virtio_balloon_deferred",
+    authors: ["The vfio-deferred authors"],
+    description: "Balloon that keeps guest RAM from being mapped for DMA until it is needed",
+    license: "GPL",
+    params: {
+        reserve_mib: u64 {
+            default: 256,
+            description: "MiB of available memory that a balloon leaves to the guest",
+        },
+        step_mib: u64 {
+            default: 128,
+            description: "MiB that are deflated at a time",
+        },
+    },
+}
+
+struct Module {
+    // In this order: drivers go before the knobs that they read.
+    _registration: Pin<KBox<virtio::Registration<driver::Driver>>>,
+    _knobs: kobject::Directory<()>,
+}
+
+impl kernel::Module for Module {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        knobs::set(
+            module_parameters::reserve_mib.value(),
+            module_parameters::step_mib.value(),
+        )?;
+        let knobs = knobs::directory()?;
+        Ok(Self {
+            _registration: KBox::try_pin_init(virtio::Registration::new(module), GFP_KERNEL)?,
+            _knobs: knobs,
+        })
+    }
+}
