@@ -1,0 +1,27 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# build.sh DIRECTORY [WORD...]: kbuild for a directory of modules: host, guest or
+# one below tests. Further words go to make: CLIPPY=1, V=1, clean.
+#
+#   KDIR=  prepared kernel tree to build against, with the machine's own tools
+#   KVER=  kernel release, else the one in build/kver; needs the toolchain root
+
+. "$(dirname "$0")/lib.sh"
+
+dir=${1:?usage: build.sh DIRECTORY [WORD...]}
+shift
+[ -f "$TOP/$dir/Kbuild" ] || die "$dir has no Kbuild file"
+
+if [ -n "${KDIR:-}" ]; then
+	[ -f "$KDIR/rust/libkernel.rmeta" ] ||
+		die "KDIR=$KDIR lacks the metadata of the kernel's Rust crates: it must be a tree with CONFIG_RUST=y in which 'make prepare modules_prepare' was run"
+	exec make -C "$KDIR" M="$TOP/$dir" "$@"
+fi
+
+KVER=$(kver)
+kernel_make=(
+	make --no-print-directory -C "$IN_SRC/build/linux-$KVER" M="$IN_SRC/$dir"
+	ARCH=x86 "LOCALVERSION=+${KVER#*+}" "CC=$KERNEL_CC" "HOSTCC=$KERNEL_CC"
+)
+exec "$TOP/scripts/in-root.sh" "${kernel_make[@]}" "$@"

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L2: a VM inside L1, with or without an assigned device.
+
+    prepare("deferred")
+    with Guest("deferred", memory="4G") as vm:
+        vm.wait_line("L2: ready")
+        status, output = vm.sh("cat /proc/uptime")
+        print(vm.times)
+
+Everything here runs in L1. All times are seconds since QEMU was executed.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import host
+import initramfs
+from channel import Channel, Qmp
+
+KVER = os.uname().release
+KERNEL = Path(f"/usr/lib/modules/{KVER}/vmlinuz")
+RESULTS = Path("/results")
+SOCKETS = Path("/run")
+MODES = ("floor", "stock", "deferred")
+
+# Options of QEMU for the balloon device; they come before any vfio-pci.
+BALLOON = ("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0")
+
+# Seconds that L2 may take to its init, and how often that is tried.
+BOOT = 90
+BOOTS = 3
+
+# The console is a serial port, so a line costs up to 0.1 s: notices and worse are
+# printed ("Linux version" is one), the rest is in dmesg. Emulated processors stand
+# still at times; that is no fault of the guest.
+CMDLINE = ("console=ttyS0 loglevel=6 panic=-1 mitigations=off tsc=reliable no_timer_check "
+           "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120")
+
+_images = {}
+_names = itertools.count(1)
+
+
+def prepare(mode, device=host.EDU):
+    """Brings L1 into the state that a mode needs: modules loaded or unloaded,
+    the balloon device made, the device bound to vfio-pci."""
+    host.load_kvm()
+    if mode == "deferred":
+        host.load_deferred()
+    else:
+        host.unload_deferred()
+    if mode != "floor":
+        host.bind_to_vfio(device)
+
+
+def l2_image(modules=(), files=None, init=None):
+    """An initramfs for L2; the same arguments give the same image at no cost."""
+    init = init or (Path(__file__).parent / "init-l2").read_text()
+    key = (tuple(map(str, modules)), repr(files), init)
+    if key not in _images:
+        path = Path(f"/tmp/l2-{len(_images)}.cpio")
+        path.write_bytes(initramfs.build(KVER, init, modules, files))
+        _images[key] = path
+    return _images[key]
+
+
+class Guest:
+    """A running L2.
+
+    mode      floor (no device), stock (vfio-pci) or deferred (and the balloon)
+    memory    as for -m
+    backend   None for anonymous memory with THP, else a -object without id and
+              size, such as "memory-backend-memfd,share=on"
+    paused    -S: QEMU starts, the guest does not run
+    modules   for L2, names or paths of .ko files, inserted in this order
+    files     for L2's initramfs, {name: path or bytes}; may replace others
+    init      text of L2's /init, instead of init-l2
+    cmdline   appended to the kernel's command line
+    args      further words for QEMU's command line
+    devices   PCI addresses in L1 to assign, instead of the edu device's
+    prefix    words put before QEMU, such as ("prlimit", "--memlock=...")
+    stubborn  if L2's kernel does not get as far as its init, reset L2 and try
+              again: on an emulated processor it hangs or resets itself at times
+              in its first second, in every mode
+    name      of the logs in /results, instead of NN-mode
+    """
+
+    def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
+                 modules=(), files=None, init=None, cmdline="", args=(),
+                 devices=None, prefix=(), name=None, stubborn=True):
+        if mode not in MODES:
+            raise ValueError(f"{mode} is not one of {MODES}")
+        self.mode = mode
+        self.name = name or f"{next(_names):02d}-{mode}"
+        self.times = {}
+        self._exit_status = None
+        self._booted = not stubborn
+        stem = SOCKETS / f"l2-{self.name}"
+        self.console = Channel(f"{stem}.console", log=RESULTS / f"{self.name}.console")
+        self._shell = Channel(f"{stem}.shell")
+        self.qmp = Qmp(f"{stem}.qmp", log=RESULTS / f"{self.name}.qmp")
+        channels = (("console", self.console), ("shell", self._shell), ("qmp", self.qmp))
+        command = [*prefix, "qemu-system-x86_64", "-nodefaults", "-display", "none",
+                   "-action", "reboot=reset" if stubborn else "reboot=shutdown",
+                   "-accel", "kvm", "-cpu", "host",
+                   "-M", "q35" + (",memory-backend=ram" if backend else ""),
+                   "-m", memory, "-smp", str(cpus)]
+        if backend:
+            command += ["-object", f"{backend},id=ram,size={memory}"]
+        for chardev, channel in channels:
+            command += ["-chardev", f"socket,id={chardev},path={channel.path}"]
+        # Every byte that passes a serial port is an exit from L2 to QEMU; the
+        # shell's port is virtio's, which passes a buffer at a time.
+        command += ["-serial", "chardev:console", "-device", "virtio-serial-pci",
+                    "-device", "virtconsole,chardev=shell",
+                    "-mon", "chardev=qmp,mode=control"]
+        if mode == "deferred":
+            command += BALLOON
+        if mode != "floor":
+            for address in devices or [host.find_device(host.EDU)]:
+                command += ["-device", f"vfio-pci,host={address}"]
+        if paused:
+            command.append("-S")
+        command += ["-kernel", str(KERNEL), "-initrd", str(l2_image(modules, files, init)),
+                    "-append", f"{CMDLINE} {cmdline}", *args]
+        self.started = time.monotonic()
+        with open(RESULTS / f"{self.name}.qemu", "wb") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log)
+        for _, channel in channels:
+            channel.start(self.started, self.process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def wait_qmp(self, timeout=120):
+        """Waits until QEMU has built the machine, which is when it answers a
+        command; its greeting comes before. Returns the time of that answer."""
+        if "qmp" not in self.times:
+            self.qmp.wait_greeting(timeout)
+            self.qmp.command("qmp_capabilities", timeout=timeout)
+            self.qmp.command("query-status", timeout=timeout)
+            self.times["qmp"] = time.monotonic() - self.started
+        return self.times["qmp"]
+
+    def wait_line(self, pattern, timeout=120):
+        """Waits for a console line that matches. Returns (time, line), the time
+        being that of the line's arrival."""
+        self._boot()
+        when, line = self.console.wait(pattern, timeout)
+        self.times.setdefault(pattern, when)
+        return when, line
+
+    def _boot(self):
+        """Sees to it that L2 reaches its init; from then on a reset ends QEMU."""
+        if self._booted:
+            return
+        self._booted = True
+        self.wait_qmp()
+        for left in reversed(range(BOOTS)):
+            try:
+                self.console.wait("L2: init", BOOT)
+                break
+            except TimeoutError:
+                if not left:
+                    raise
+                print(f"# {self.name}: L2 hangs before its init, and is reset", flush=True)
+                self.qmp.command("system_reset")
+        self.qmp.command("set-action", reboot="shutdown")
+
+    def sh(self, command, timeout=60):
+        """Runs a command in L2's shell. Returns (exit status, output)."""
+        self.wait_line("L2: ready", timeout)
+        token = os.urandom(4).hex()
+        self._shell.send(f"( {command}\n) </dev/null 2>&1; echo \"<{token} $?>\"\n")
+        _, text = self._shell.wait_text(rf"<{token} (\d+)>\n", timeout)
+        return int(text.group(1)), text.string[:text.start()]
+
+    def check(self, command, timeout=60):
+        """Like sh(), but returns the output and raises if the command fails."""
+        status, output = self.sh(command, timeout)
+        if status:
+            raise RuntimeError(f"in L2: {command}: status {status}: {output}")
+        return output.strip()
+
+    def memory(self):
+        """QEMU's memory in KiB by the names of /proc/PID/status: VmRSS, VmLck,
+        VmPin and the rest."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return {name: int(value) for name, value in
+                re.findall(r"^(Vm\w+|Rss\w+):\s+(\d+) kB$", text, re.M)}
+
+    def cpu_seconds(self):
+        """Processor time of QEMU so far, its vCPUs and kernel threads in its
+        name included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait_exit(self, timeout=60):
+        """Waits until QEMU has ended; returns its exit status."""
+        status = self.process.wait(timeout)
+        self.times.setdefault("exit", time.monotonic() - self.started)
+        return status
+
+    def quit(self, timeout=60):
+        """Ends QEMU by QMP; returns its exit status."""
+        self.wait_qmp(timeout)
+        self.qmp.command("quit", timeout=timeout)
+        return self.wait_exit(timeout)
+
+    def kill(self):
+        """Ends QEMU at once, if it still runs, and closes the channels."""
+        self.process.kill()
+        self.wait_exit()
+        for channel in (self.console, self._shell, self.qmp):
+            channel.close()
+
+
+def time_init(mode, memory, **options):
+    """Times QEMU's start with a guest that never runs: start to the answer of
+    query-status, and to the end after a quit. Returns {"qmp":, "exit":}."""
+    with Guest(mode, memory, paused=True, **options) as vm:
+        vm.wait_qmp()
+        vm.quit()
+        return vm.times

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# Functions shared by the scripts: messages, errors, stamps. Source it first.
+
+set -euo pipefail
+
+# A normal user's PATH may lack chroot and mount's helpers.
+PATH=$PATH:/usr/sbin:/sbin
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BUILD=$TOP/build
+# shellcheck disable=SC2034 # Read by the scripts that source this file.
+ROOT=$BUILD/root
+STAMPS=$BUILD/stamps
+
+# Where the repository appears inside the toolchain root. Fixed, so that the
+# command lines that kbuild compares are the same wherever the checkout lies.
+# shellcheck disable=SC2034
+IN_SRC=/src
+
+# What every build calls the compiler that Debian built the kernel with.
+# shellcheck disable=SC2034
+KERNEL_CC=x86_64-linux-gnu-gcc-14
+
+STEP=0
+STEPS=0
+
+# Announces how many steps follow.
+steps() {
+	STEPS=$1
+	STEP=0
+}
+
+# One line per step on standard error: [k/n] seconds since the start, and what
+# happens next.
+step() {
+	STEP=$((STEP + 1))
+	printf '[%d/%d] %4ds  %s\n' "$STEP" "$STEPS" "$SECONDS" "$*" >&2
+}
+
+note() {
+	printf '       %4ds  %s\n' "$SECONDS" "$*" >&2
+}
+
+# Ends the script with one line that says what is wrong and what to do.
+die() {
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+# Fails unless the build directory's file system has $1 GiB free.
+need_disk() {
+	local free
+	mkdir -p "$BUILD"
+	free=$(df --output=avail -BG "$BUILD" | tail -1 | tr -dc 0-9)
+	[ "$free" -ge "$1" ] ||
+		die "$BUILD has $free GiB free, $1 GiB are needed: free some space, or make build/ a symbolic link to a larger disk"
+}
+
+# One script at a time prepares anything below build/. Released at exit.
+lock_build() {
+	mkdir -p "$BUILD" "$STAMPS"
+	exec 9>"$BUILD/.lock"
+	flock --nonblock 9 && return
+	note "waiting for another run that prepares $BUILD"
+	flock 9
+}
+
+# True if step $1 was completed for exactly the inputs that key $2 stands for.
+is_done() {
+	[ -f "$STAMPS/$1" ] && [ "$(cat "$STAMPS/$1")" = "$2" ]
+}
+
+# Records that step $1 is complete for key $2. Atomic: a stamp is never partial.
+mark_done() {
+	mkdir -p "$STAMPS"
+	printf '%s\n' "$2" >"$STAMPS/.$1.$$"
+	mv "$STAMPS/.$1.$$" "$STAMPS/$1"
+}
+
+# One word for any number of arguments, for use as a key.
+key_of() {
+	printf '%s\n' "$@" | sha256sum | cut -c1-16
+}
+
+# The same for the contents of files.
+key_of_files() {
+	cat -- "$@" | sha256sum | cut -c1-16
+}
+
+# The kernel release that is built for and booted: KVER from the environment,
+# else the one that root.sh chose.
+kver() {
+	if [ -n "${KVER:-}" ]; then
+		echo "$KVER"
+	elif [ -f "$BUILD/kver" ]; then
+		cat "$BUILD/kver"
+	else
+		die "no kernel release chosen yet: run 'make root' first, or set KVER="
+	fi
+}
+
+# Everything that in-root.sh needs to enter namespaces, as words for unshare.
+# A normal user becomes root of a user namespace in which its own files stay
+# its own.
+namespaces() {
+	echo --mount --pid --fork --kill-child
+	[ "$EUID" = 0 ] || echo --user --map-auto --map-root-user
+}

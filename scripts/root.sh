@@ -1,0 +1,153 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# root.sh: makes the toolchain root, build/root: Debian trixie with Debian's own
+# Rust, GCC and QEMU, and one kernel of trixie-backports. The Rust crates of the
+# kernel must be compiled by the very compiler that Debian used, so the machine's
+# own tools are of no use here.
+#
+# Needs Debian 12 or later on amd64. Works as root, and as a normal user with
+# subordinate ids (package uidmap). Each step is skipped if it was done before.
+#
+#   KVER=    kernel release, instead of the newest: 7.3.4+deb13-amd64
+#   MIRROR=  Debian mirror, instead of the one in apt's configuration
+
+. "$(dirname "$0")/lib.sh"
+
+suite=trixie
+tools=(
+	bc bindgen bison busybox-static ca-certificates clang cpio dwarves
+	erofs-utils flake8 flex gcc-14 iproute2 kmod libc6-dev libclang-dev
+	libelf-dev libssl-dev lld llvm make mount ovmf pciutils perl procps
+	python3 python3-matplotlib qemu-system-x86 rust-clippy rust-src rustc
+	rustfmt shellcheck xz-utils zstd
+)
+
+in_root() {
+	"$TOP/scripts/in-root.sh" "$@"
+}
+
+install_packages() {
+	in_root env DEBIAN_FRONTEND=noninteractive apt-get -qq \
+		install --no-install-recommends --yes "$@" >"$BUILD/root.log" 2>&1 ||
+		die "apt-get install failed in the toolchain root: see $BUILD/root.log"
+}
+
+# What must be installed on the machine itself, as one line for the user.
+check_machine() {
+	local missing=()
+	[ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] ||
+		die "this needs Debian (12 or later) on amd64; elsewhere, build with 'make KDIR=...' and the machine's own tools"
+	command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+	[ "$EUID" = 0 ] || command -v newuidmap >/dev/null || missing+=(uidmap)
+	[ ${#missing[@]} -eq 0 ] && return
+	[ "$EUID" = 0 ] ||
+		die "please run once: sudo apt-get install --no-install-recommends ${missing[*]}"
+	note "installing ${missing[*]}"
+	{ apt-get -qq update && apt-get -qq install --no-install-recommends \
+		--yes "${missing[@]}"; } >"$BUILD/root.log" 2>&1 ||
+		die "apt-get install ${missing[*]} failed: see $BUILD/root.log"
+}
+
+mirror() {
+	local uri=${MIRROR:-}
+	# shellcheck disable=SC2016 # apt-get expands this.
+	[ -n "$uri" ] || uri=$(apt-get indextargets --format '$(REPO_URI)' \
+		'Created-By: Packages' 'Label: Debian' | head -1)
+	[ -n "$uri" ] || die "apt's configuration names no Debian mirror: run apt-get update, or set MIRROR="
+	echo "$uri"
+}
+
+bootstrap() {
+	local uri
+	uri=$(mirror)
+	# The remains of an interrupted run belong to ids that only the
+	# namespace can remove.
+	mapfile -t ns < <(namespaces | tr ' ' '\n')
+	unshare "${ns[@]}" rm -rf "$ROOT" "$ROOT.new"
+	unshare "${ns[@]}" mmdebstrap --mode=root --variant=apt --quiet \
+		--include=ca-certificates \
+		--aptopt='APT::Install-Recommends "false"' \
+		--dpkgopt=force-unsafe-io \
+		--dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' \
+		--dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-include=/usr/share/doc/*/copyright' \
+		"$suite" "$ROOT.new" "deb $uri $suite main" \
+		"deb $uri $suite-backports main" >"$BUILD/root.log" 2>&1 ||
+		die "mmdebstrap failed: see $BUILD/root.log"
+	printf 'Package: linux-*\nPin: release n=%s-backports\nPin-Priority: 600\n' \
+		"$suite" >"$ROOT.new/etc/apt/preferences.d/kernel"
+	apt-config dump | grep -E '^Acquire::https?::Proxy' \
+		>"$ROOT.new/etc/apt/apt.conf.d/90proxy" || true
+	unshare "${ns[@]}" mv "$ROOT.new" "$ROOT"
+}
+
+# The releases that there are of the series that the modules are written for, the
+# newest last.
+kernels() {
+	in_root apt-cache search --names-only '^linux-binary-7\..*\+deb13-amd64$' |
+		sed -E 's/^linux-binary-([^ ]+).*/\1/' | sort -V
+}
+
+install_kernel() {
+	local kver=$1 series known
+	series=$(cut -d. -f1,2 <<<"${kver%%+*}")
+	known=$(kernels | xargs)
+	[[ " $known " == *" $kver "* ]] ||
+		die "KVER=$kver is not in the archive, which has: $known"
+	install_packages "linux-binary-$kver" "linux-modules-$kver" \
+		"linux-base-$kver" "linux-headers-$kver" "linux-source-$series"
+	[ -f "$ROOT/usr/lib/modules/$kver/modules.dep" ] ||
+		in_root depmod "$kver"
+}
+
+tools_key=$(key_of "${tools[@]}")
+
+# True if nothing is left to do, which is the case on all runs but the first.
+is_complete() {
+	is_done root "$suite" && is_done tools "$tools_key" || return
+	{ [ -n "${KVER:-}" ] || [ -f "$BUILD/kver" ]; } || return
+	is_done "kernel-$(kver)" "$(kver)"
+}
+
+is_complete && exit 0
+lock_build
+steps 4
+
+step "checking this machine"
+check_machine
+is_done root "$suite" || need_disk 12
+
+if is_done root "$suite"; then
+	step "Debian $suite in $ROOT: there already"
+else
+	step "Debian $suite into $ROOT (20 s)"
+	bootstrap
+	mark_done root "$suite"
+fi
+
+if is_done tools "$tools_key"; then
+	step "compilers, QEMU and tools: there already"
+else
+	step "compilers, QEMU and tools (60 s)"
+	in_root apt-get -qq update
+	install_packages "${tools[@]}"
+	mark_done tools "$tools_key"
+fi
+
+if [ -z "${KVER:-}" ] && [ ! -f "$BUILD/kver" ]; then
+	in_root apt-get -qq update
+	KVER=$(kernels | tail -1)
+	[ -n "$KVER" ] || die "$suite-backports has no 7.x kernel: set KVER="
+	echo "$KVER" >"$BUILD/kver"
+fi
+KVER=$(kver)
+if is_done "kernel-$KVER" "$KVER"; then
+	step "kernel $KVER: there already"
+else
+	step "kernel $KVER (30 s)"
+	install_kernel "$KVER"
+	mark_done "kernel-$KVER" "$KVER"
+fi
+note "toolchain root ready"

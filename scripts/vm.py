@@ -1,0 +1,301 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boots L1, the virtual host in which the modules are loaded and VMs started.
+
+    vm.py run [OPTION...] PROGRAM [ARGUMENT...]   run a program inside L1
+    vm.py shell [OPTION...]                       L1 with a shell on this terminal
+
+The program is copied into L1 together with scripts/l1, tests and the built
+modules, as /payload. Its output appears here as it comes; what it leaves in
+/results is found in build/run/NAME/results, beside L1's console. The exit status
+is the program's, or 1 if L1 crashed or was cut off by the time limit.
+
+L1 has an emulated Intel IOMMU and devices to assign to VMs. It runs under KVM
+where that works, nested, and under QEMU's emulator otherwise.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+BUILD = TOP / "build"
+
+# TCG emulates "rep stosb" a byte at a time: without ERMS the kernel clears pages
+# at a sane cost. Its SVM is what lets L1 use KVM. "check=off" keeps it from listing
+# what else it lacks.
+CPU = {"tcg": "EPYC-Milan,-erms,-fsrm,check=off", "kvm": "host"}
+ACCEL = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}
+
+DEVICES = {
+    "edu": ["-device", "edu,dma_mask=0xffffffffffffffff"],
+    "igb": ["-netdev", "hubport,id=igb,hubid=0", "-device", "igb,netdev=igb"],
+    "nvme": ["-drive", "if=none,id=nvme,format=raw,cache=unsafe,file={scratch}",
+             "-device", "nvme,serial=scratch,drive=nvme"],
+}
+
+# What must not appear in L1's kernel log, by the name under which it is counted.
+COMPLAINTS = {
+    "WARNING": r"WARNING: ",
+    "BUG": r"BUG: |kernel BUG at",
+    "panic": r"Kernel panic",
+    "Oops": r"Oops: |general protection fault|Unable to handle",
+    "lockdep": r"possible (circular|recursive) locking|suspicious RCU usage",
+    "hang": r"blocked for more than|soft lockup|rcu.*detected stalls",
+    "DMAR fault": r"DMAR: .*[Ff]ault",
+}
+
+
+def kernel_release():
+    """The release to boot: KVER, else the one that root.sh chose."""
+    return os.environ.get("KVER") or (BUILD / "kver").read_text().strip()
+
+
+def enter_root():
+    """Starts this program again inside the toolchain root, where QEMU is."""
+    if os.environ.get("IN_ROOT") != "1":
+        script = TOP / "scripts/in-root.sh"
+        os.execv(script, [str(script), "python3", "/src/scripts/vm.py", *sys.argv[1:]])
+
+
+def boot_files(release):
+    return ["-kernel", f"/usr/lib/modules/{release}/vmlinuz",
+            "-initrd", str(BUILD / f"l1-{release}.cpio")]
+
+
+def gib(text):
+    """GiB of a size such as 6G or 5632M."""
+    match = re.fullmatch(r"(\d+)([MG])", text)
+    if not match:
+        sys.exit(f"vm.py: --memory {text}: must be a size such as 6G or 5632M")
+    return int(match[1]) / (1 if match[2] == "G" else 1024)
+
+
+def check_memory(memory):
+    """L1's memory is allocated at once: better refuse than be killed."""
+    meminfo = Path("/proc/meminfo").read_text()
+    free = int(re.search(r"MemAvailable:\s+(\d+)", meminfo)[1]) / (1 << 20)
+    if gib(memory) + 1 > free:
+        sys.exit(f"vm.py: L1 of {memory} does not fit into the {free:.1f} GiB that are "
+                 "free: stop other programs, or choose a smaller --memory")
+
+
+def kvm_works(release):
+    """Whether KVM boots this kernel and offers nesting: /dev/kvm alone proves
+    neither. The verdict is kept until the machine reboots."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    cache = BUILD / "kvm-probe"
+    key = f"{boot_id} {release} "
+    if cache.exists() and cache.read_text().startswith(key):
+        return cache.read_text().endswith("yes\n")
+    print("vm.py: trying whether KVM can boot L1 (20 s at most)", file=sys.stderr)
+    command = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-M", "q35",
+               "-m", "512M", "-nodefaults", "-display", "none", "-no-reboot",
+               "-serial", "stdio", *boot_files(release),
+               "-append", "console=ttyS0 panic=-1 l1=probe"]
+    try:
+        output = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=20,
+                                capture_output=True, check=False).stdout
+    except subprocess.TimeoutExpired:
+        output = b""
+    works = b"l1: probe passed" in output
+    cache.write_text(key + ("yes\n" if works else "no\n"))
+    return works
+
+
+def make_payload(run, args):
+    """Copies everything that L1 is to see: a snapshot, so that work in the tree
+    goes on while L1 runs."""
+    payload = run / "payload"
+    ignore = shutil.ignore_patterns("__pycache__", "*.o", ".*")
+    for name, source in (("l1", TOP / "scripts/l1"), ("tests", TOP / "tests")):
+        if source.is_dir():
+            shutil.copytree(source, payload / name, ignore=ignore)
+    modules = [TOP / "host/vfio_iommu_deferred.ko",
+               TOP / "guest/virtio_balloon_deferred.ko"]
+    for path in [path for path in modules if path.exists()] + args.add:
+        if path.is_dir():
+            shutil.copytree(path, payload / path.name, ignore=ignore)
+        else:
+            shutil.copy2(path, payload / path.name)
+    if args.command == "run":
+        # A program of the tree is found at its place, so that it finds others.
+        program = Path(args.program[0]).resolve()
+        shutil.copy2(program, payload / "program")
+        command = ["/payload/program"]
+        for name, source in (("l1", TOP / "scripts/l1"), ("tests", TOP / "tests")):
+            if program.is_relative_to(source):
+                command = [f"/payload/{name}/{program.relative_to(source)}"]
+        words = " ".join("'" + word.replace("'", "'\\''") + "'"
+                         for word in command + args.program[1:])
+        (payload / "run").write_text(f"#!/bin/bash\nexec {words}\n")
+        (payload / "run").chmod(0o755)
+        (payload / "program").chmod(0o755)
+    return payload
+
+
+def qemu_command(run, payload, args, accel):
+    release = kernel_release()
+    scratch = run / "nvme.img"
+    append = ["console=ttyS0", "panic=-1", "intel_iommu=on", "iommu=nopt",
+              "log_buf_len=4M",
+              "loglevel=5" if args.command == "shell" else "loglevel=7"]
+    if accel == "tcg":
+        # Emulated processors stand still at times; that is no fault.
+        append += ["mitigations=off", "tsc=reliable", "no_timer_check", "watchdog_thresh=60",
+                   "rcupdate.rcu_cpu_stall_timeout=120"]
+    if args.command == "shell":
+        append.append("l1=shell")
+    command = [
+        "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
+        "-accel", ACCEL[accel], "-cpu", CPU[accel], "-smp", str(args.cpus),
+        "-M", "q35,kernel-irqchip=split,memory-backend=ram", "-m", args.memory,
+        # First touch of the memory must not fall on whatever is measured first.
+        "-object", f"memory-backend-ram,id=ram,size={args.memory},prealloc=on,"
+                   f"prealloc-threads={args.cpus}",
+        "-device", "intel-iommu,intremap=on,aw-bits=48",
+        *boot_files(release), "-append", " ".join(append + args.append),
+        "-drive", f"if=none,id=root,format=raw,readonly=on,"
+                  f"file={BUILD}/l1-{release}.erofs",
+        "-device", "virtio-blk-pci,drive=root",
+        "-virtfs", f"local,mount_tag=payload,path={payload},"
+                   "security_model=none,readonly=on",
+        "-virtfs", f"local,mount_tag=results,path={run}/results,security_model=none",
+    ]
+    if args.command == "shell":
+        command += ["-serial", "mon:stdio"]
+    else:
+        command += ["-serial", f"file:{run}/console.log",
+                    "-chardev", "stdio,id=results,signal=off",
+                    "-serial", "chardev:results"]
+    for device in args.device:
+        if device == "nvme":
+            with open(scratch, "wb") as file:
+                file.truncate(1 << 30)
+        command += [word.format(scratch=scratch) for word in DEVICES[device]]
+    return command
+
+
+def run_qemu(run, command, args):
+    """Runs L1 and copies its results port to our output. Returns QEMU's exit
+    status, or None if the time limit cut it off."""
+    log = open(run / "qemu.log", "wb")
+    if args.command == "shell":
+        return subprocess.run(command, stderr=log, check=False).returncode
+    with log, subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=log) as qemu:
+        expired = threading.Event()
+
+        def cut():
+            expired.set()
+            qemu.kill()
+
+        timer = threading.Timer(args.time_limit, cut)
+        timer.start()
+        try:
+            for line in qemu.stdout:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+            qemu.wait()
+        finally:
+            timer.cancel()
+            qemu.kill()
+    return None if expired.is_set() else qemu.returncode
+
+
+def tail(path, lines=25):
+    if path.exists():
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+        print(f"--- the end of {path.relative_to(TOP)}", *text, sep="\n", file=sys.stderr)
+
+
+def complaints(run):
+    """Counts what the kernel complained about. The console is used where L1 did
+    not live to save its log."""
+    log = run / "results/dmesg"
+    log = log if log.exists() else run / "console.log"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return {name: count for name, pattern in COMPLAINTS.items()
+            if (count := len(re.findall(pattern, text)))}
+
+
+def finish(run, qemu_status, args, started):
+    """Reports how a run ended and returns the exit status."""
+    counts = complaints(run)
+    print(f"vm.py: {time.monotonic() - started:.0f} s, L1's kernel log: "
+          + (", ".join(f"{count} {name}" for name, count in counts.items())
+             or "no complaints"), file=sys.stderr)
+    (run / "complaints").write_text(
+        "".join(f"{count} {name}\n" for name, count in counts.items()))
+    status = run / "results/status"
+    if qemu_status == 0 and status.exists():
+        return int(status.read_text())
+    if qemu_status is None:
+        print(f"vm.py: L1 did not end within {args.time_limit} s", file=sys.stderr)
+    else:
+        print("vm.py: L1 crashed or was reset: its QEMU ended with status "
+              f"{qemu_status}", file=sys.stderr)
+    tail(run / "qemu.log", 5)
+    tail(run / "console.log")
+    consoles = sorted((run / "results").glob("*.console"), key=os.path.getmtime)
+    for console in consoles[-1:]:
+        tail(console)
+    return 1
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "shell"):
+        sub = commands.add_parser(name)
+        sub.add_argument("--name", default=name, help="directory below build/run")
+        sub.add_argument("--memory", default="6G", help="of L1 (%(default)s)")
+        sub.add_argument("--cpus", type=int, default=2, help="of L1 (%(default)s)")
+        sub.add_argument("--device", action="append", choices=DEVICES,
+                         help="to be assigned, repeatable (default: edu)")
+        sub.add_argument("--add", action="append", type=Path, default=[],
+                         metavar="FILE", help="copied into /payload, repeatable")
+        sub.add_argument("--append", action="append", default=[], metavar="WORD",
+                         help="for L1's kernel command line, repeatable")
+        sub.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
+        sub.add_argument("--qemu", action="append", default=[], metavar="WORD",
+                         help="for QEMU's command line, repeatable")
+        if name == "run":
+            sub.add_argument("--time-limit", type=int, default=600, metavar="SECONDS")
+            sub.add_argument("program", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    if args.command == "run" and not args.program:
+        parser.error("which program shall run in L1?")
+    args.device = args.device or ["edu"]
+    return args
+
+
+def main():
+    args = arguments()
+    enter_root()
+    check_memory(args.memory)
+    started = time.monotonic()
+    accel = args.accel
+    if accel == "auto":
+        accel = "kvm" if kvm_works(kernel_release()) else "tcg"
+    run = BUILD / "run" / args.name
+    shutil.rmtree(run, ignore_errors=True)
+    (run / "results").mkdir(parents=True)
+    payload = make_payload(run, args)
+    command = qemu_command(run, payload, args, accel) + args.qemu
+    (run / "command").write_text("\n".join(command) + "\n")
+    status = run_qemu(run, command, args)
+    return status if args.command == "shell" else finish(run, status, args, started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
