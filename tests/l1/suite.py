@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the tests that need a host with an IOMMU, in L1.
+
+    suite.py [PATTERN...]   only groups whose names match one of these patterns
+
+After each group the host must be as clean and its kernel as quiet as before: that
+is a test, too.
+"""
+
+import importlib
+import re
+import sys
+import time
+
+import bed
+import tap
+
+# In the order in which they run.
+for name in ("type1", "selftests", "scope", "gate", "dma", "lifecycle"):
+    importlib.import_module(f"test_{name}")
+
+
+def main():
+    patterns = sys.argv[1:] or [""]
+    reporter = tap.Reporter()
+    started = time.monotonic()
+    for entry in tap.GROUPS:
+        if not any(re.search(pattern, entry.name) for pattern in patterns):
+            continue
+        tap.run_group(reporter, entry)
+        reporter.run(f"{entry.name}.clean: I3: no pin, thread, VM or reference is left",
+                     bed.expect_clean)
+        reporter.run(f"{entry.name}.quiet: I2: no complaint of a kernel, no unprovoked "
+                     "IOMMU fault", bed.expect_quiet)
+    reporter.note(f"{time.monotonic() - started:.0f} s")
+    sys.exit(reporter.finish())
+
+
+if __name__ == "__main__":
+    main()

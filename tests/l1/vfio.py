@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A VFIO container of this very process, driven by hand: include/uapi/linux/vfio.h.
+
+All calls return 0 or more, or a negative errno: what is compared is the kernel's
+answer, so nothing here raises for it.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+import host
+
+GROUP_SET_CONTAINER = 0x3b68
+CHECK_EXTENSION = 0x3b65
+SET_IOMMU = 0x3b66
+GROUP_GET_DEVICE_FD = 0x3b6a
+DEVICE_GET_REGION_INFO = 0x3b6c
+IOMMU_GET_INFO = 0x3b70
+IOMMU_MAP_DMA = 0x3b71
+IOMMU_UNMAP_DMA = 0x3b72
+IOMMU_DIRTY_PAGES = 0x3b75
+VHOST_SET_OWNER = 0xaf01
+
+TYPE1V2 = 3
+READ, WRITE, MAP_VADDR = 1, 2, 4
+GET_DIRTY_BITMAP, UNMAP_ALL, UNMAP_VADDR = 1, 2, 4
+DIRTY_START, DIRTY_STOP, DIRTY_GET = 1, 2, 4
+CONFIG_REGION = 7
+COMMAND = 4
+MASTER = 4
+CAP_DMA_AVAIL = 3
+
+PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
+PAGE = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_int, ctypes.c_long]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def memory(size, prot=PROT_READ | PROT_WRITE, fd=-1, offset=0):
+    """The address of new memory of this process: anonymous, or of a file."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS if fd < 0 else MAP_SHARED
+    address = _libc.mmap(None, size, prot, flags, fd, offset)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return address
+
+
+def protect(address, size, prot):
+    if _libc.mprotect(address, size, prot):
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def unmap_memory(address, size):
+    if _libc.munmap(address, size):
+        raise OSError(ctypes.get_errno(), "munmap")
+
+
+def answer(fd, request, argument=0):
+    """What an ioctl returns; a bytearray as `argument` is filled by it."""
+    if isinstance(argument, bytes):
+        argument = bytearray(argument)
+    try:
+        return fcntl.ioctl(fd, request, argument)
+    except OSError as error:
+        return -error.errno
+
+
+def name(value):
+    """An answer in words: an errno's name, or the number."""
+    return errno.errorcode.get(-value, str(value)) if value < 0 else str(value)
+
+
+class Container:
+    """A container with one device in it.
+
+    address  of the PCI device, which is bound to vfio-pci
+    balloon  vhost-vdpa device to become the owner of first, or None
+    """
+
+    def __init__(self, address, balloon=None):
+        self.balloon = None
+        if balloon:
+            self.balloon = os.open(balloon, os.O_RDWR)
+            fcntl.ioctl(self.balloon, VHOST_SET_OWNER)
+        link = host.DEVICES / address / "iommu_group"
+        self.fd = os.open("/dev/vfio/vfio", os.O_RDWR)
+        self.group = os.open(f"/dev/vfio/{link.resolve().name}", os.O_RDWR)
+        fcntl.ioctl(self.group, GROUP_SET_CONTAINER, struct.pack("i", self.fd))
+        fcntl.ioctl(self.fd, SET_IOMMU, TYPE1V2)
+        self.device = fcntl.ioctl(self.group, GROUP_GET_DEVICE_FD,
+                                  bytearray(address.encode() + b"\0"))
+
+    def map(self, iova, size, vaddr, flags=READ | WRITE, argsz=32):
+        return answer(self.fd, IOMMU_MAP_DMA,
+                      struct.pack("=IIQQQ", argsz, flags, vaddr, iova, size))
+
+    def unmap(self, iova, size, flags=0, argsz=24, bitmap=False):
+        """(answer, size that the kernel left in the argument)"""
+        argument = bytearray(struct.pack("=IIQQ", argsz, flags, iova, size))
+        if bitmap:
+            bits = ctypes.create_string_buffer(max(8, size // PAGE // 8))
+            argument += struct.pack("=QQQ", PAGE, len(bits), ctypes.addressof(bits))
+            struct.pack_into("=I", argument, 0, len(argument))
+        result = answer(self.fd, IOMMU_UNMAP_DMA, argument)
+        return result, struct.unpack_from("=Q", argument, 16)[0]
+
+    def info(self):
+        """What the container says of itself, {name: value}."""
+        argument = bytearray(struct.pack("=IIQII", PAGE, 0, 0, 0, 0).ljust(PAGE, b"\0"))
+        found = {"answer": answer(self.fd, IOMMU_GET_INFO, argument)}
+        found["flags"], found["page sizes"], at = struct.unpack_from("=IQI", argument, 4)
+        while at:
+            ident, version, following = struct.unpack_from("=HHI", argument, at)
+            if ident == CAP_DMA_AVAIL:
+                found["mappings left"] = struct.unpack_from("=I", argument, at + 8)[0]
+            else:
+                end = following or len(argument)
+                found[f"capability {ident}.{version}"] = argument[at + 8:end].rstrip(b"\0").hex()
+            at = following
+        return found
+
+    def dirty(self, flag, iova=0, size=0):
+        """(answer, set bits of the bitmap)"""
+        bitmap = ctypes.create_string_buffer(max(8, size // PAGE // 8))
+        result = answer(self.fd, IOMMU_DIRTY_PAGES, struct.pack(
+            "=IIQQQQQ", 48, flag, iova, size, PAGE, len(bitmap), ctypes.addressof(bitmap)))
+        return result, sum(byte.bit_count() for byte in bitmap.raw)
+
+    def region(self, index):
+        """(size, offset) of a region of the device"""
+        argument = bytearray(struct.pack("=IIIIQQ", 32, 0, index, 0, 0, 0))
+        fcntl.ioctl(self.device, DEVICE_GET_REGION_INFO, argument)
+        return struct.unpack_from("=QQ", argument, 16)
+
+    def set_master(self, on):
+        """Sets or clears the bus-master bit of PCI_COMMAND as a VMM does."""
+        at = self.region(CONFIG_REGION)[1] + COMMAND
+        command = struct.unpack("=H", os.pread(self.device, 2, at))[0]
+        command = command | MASTER if on else command & ~MASTER
+        try:
+            return os.pwrite(self.device, struct.pack("=H", command), at)
+        except OSError as error:
+            return -error.errno
+
+    def close(self):
+        for fd in (self.device, self.group, self.fd, self.balloon):
+            if fd is not None:
+                os.close(fd)

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs all tests, each part as TAP, and counts: the last line is the sum.
+
+    tests/run.py                    everything: what `make check` runs
+    tests/run.py PART...            some parts: style, unit, driver, host, or the
+                                    kernel's own tests of VFIO, selftests
+    tests/run.py host -- PATTERN... of the host's, groups that match a pattern
+
+The modules must have been built. Exit status 0 means that nothing failed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+OUT = TOP / "build/tests"
+IN_ROOT = "scripts/in-root.sh"
+RESULT = re.compile(r"(not )?ok (\d+)(?: - (.*?))?\s*(# (?:SKIP|TODO).*)?$")
+
+# Of L1: the largest VM that is tested has 4 GiB. Seconds that the tests may take.
+MEMORY = "5200M"
+TIME_LIMIT = 1500
+
+
+class Count:
+    """What came out."""
+
+    def __init__(self):
+        self.passed = self.skipped = 0
+        self.failed = []
+
+    def add(self, part, good, name, skipped=False):
+        if not good:
+            self.failed.append(f"{part}: {name}")
+        elif skipped:
+            self.skipped += 1
+        else:
+            self.passed += 1
+
+    def summary(self):
+        text = f"{self.passed} passed, {len(self.failed)} failed"
+        return f"{text}, {self.skipped} skipped" if self.skipped else text
+
+
+class Stream:
+    """TAP of one or more programs, one after the other."""
+
+    def __init__(self, part, count):
+        self.part = part
+        self.count = count
+        self.seen = 0
+        self.planned = None
+        self.open = False
+
+    def feed(self, line):
+        result = RESULT.match(line)
+        plan = re.match(r"1\.\.(\d+)", line)
+        if result:
+            self.open = True
+            self.seen += 1
+            bad, _, name, skip = result.groups()
+            self.count.add(self.part, not bad, name or line, bool(skip))
+        elif plan:
+            # Before the tests or after them.
+            self.planned = int(plan[1])
+            if not self.planned:
+                self.count.add(self.part, True, line, skipped=True)
+            if self.seen:
+                self.close()
+        elif line.startswith("Bail out!"):
+            self.count.add(self.part, False, line)
+        elif line.startswith("TAP version"):
+            self.close()
+
+    def close(self):
+        """A program has ended, or should have: were all its tests there?"""
+        if self.open and self.planned != self.seen:
+            self.count.add(self.part, False, f"{self.seen} results, {self.planned} were planned")
+        self.open = False
+        self.seen = 0
+        self.planned = None
+
+
+def run_tap(part, count, command):
+    """Runs a program that prints TAP."""
+    failed = len(count.failed)
+    stream = Stream(part, count)
+    with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True,
+                          errors="replace") as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            stream.feed(line.rstrip("\n"))
+    stream.close()
+    if process.returncode and len(count.failed) == failed:
+        count.add(part, False, f"exit status {process.returncode}")
+
+
+def run_command(part, count, name, command):
+    """Runs a program whose exit status is the result."""
+    done = subprocess.run(command, cwd=TOP, check=False, text=True, errors="replace",
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    good = done.returncode == 0
+    print("".join(f"# {line}\n" for line in done.stdout.splitlines() if not good), end="")
+    print(f"{'ok' if good else 'not ok'} - {name}", flush=True)
+    count.add(part, good, name)
+    return good
+
+
+def style(count, _patterns):
+    for target, name in (("fmt-check", "Rust is formatted"), ("lint", "shellcheck and pyflakes"),
+                         ("checkpatch", "the kernel's style of C")):
+        run_command("style", count, name, ["make", "--no-print-directory", target])
+
+
+def unit(count, _patterns):
+    run_tap("unit", count, [IN_ROOT, "tests/unit/run.sh"])
+
+
+def build(part, count):
+    """Builds what is run in L1 and L2."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    compiler = "x86_64-linux-gnu-gcc-14"
+    return (run_command(part, count, "test modules build", ["scripts/build.sh", "tests/guest", "modules"])
+            and run_command(part, count, "test programs build",
+                            [IN_ROOT, compiler, "-O2", "-Wall", "-Werror", "-static",
+                             "-I", "include/uapi", "-o", "build/tests/vdpa_ioctl",
+                             "tests/host/vdpa_ioctl.c"]))
+
+
+def in_l1(part, count, *words):
+    """Runs a program of tests/ in L1; options of vm.py may come before it."""
+    if build(part, count):
+        run_tap(part, count, ["scripts/vm.py", "run", "--name", f"test-{part}",
+                              "--memory", MEMORY, "--time-limit", str(TIME_LIMIT),
+                              "--add", "build/tests/vdpa_ioctl", *words])
+
+
+def selftests(count, _patterns):
+    """The kernel's own; they want a network card, and are not part of the default."""
+    if run_command("selftests", count, "the kernel's selftests build",
+                   [IN_ROOT, "tests/l1/selftests/build.sh"]):
+        in_l1("selftests", count, "--device", "edu", "--device", "igb",
+              "--add", "build/tests/selftests", "tests/l1/suite.py", "selftests")
+
+
+def driver(count, _patterns):
+    in_l1("driver", count, "tests/guest/balloon.py")
+
+
+def host(count, patterns):
+    in_l1("host", count, "tests/l1/suite.py", *patterns)
+
+
+def both(count, _patterns):
+    """The two parts that need L1, in one boot of it."""
+    in_l1("L1", count, "tests/l1/all.sh")
+
+
+PARTS = {"style": style, "unit": unit, "driver": driver, "host": host,
+         "selftests": selftests}
+
+
+def main():
+    words, _, patterns = " ".join(sys.argv[1:]).partition("--")
+    unknown = set(words.split()) - set(PARTS)
+    if unknown:
+        sys.exit(f"run.py: no such part: {' '.join(unknown)}; there are {' '.join(PARTS)}")
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    chosen = [PARTS[word] for word in words.split()] or [style, unit, both]
+    count = Count()
+    for part in chosen:
+        started = time.monotonic()
+        print(f"# --- {part.__name__}", flush=True)
+        part(count, patterns.split())
+        print(f"# --- {part.__name__}: {time.monotonic() - started:.0f} s", flush=True)
+    for name in count.failed:
+        print(f"# failed: {name}")
+    print(count.summary())
+    sys.exit(1 if count.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

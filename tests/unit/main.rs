@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Unit tests of the logic that both modules share; `run.sh` builds and runs them.
+
+#[allow(dead_code, reason = "the two modules use different parts")]
+#[path = "../../include/logic/mod.rs"]
+mod logic;
+
+#[cfg(test)]
+mod protocol;
+#[cfg(test)]
+mod range_set;
+#[cfg(test)]
+mod rng;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod table_size;
+#[cfg(test)]
+mod vring;
