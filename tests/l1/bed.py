@@ -85,7 +85,8 @@ def knobs_set(**values):
 def vms():
     """The processes that our module takes for VMs."""
     path = host.KNOBS / "vms"
-    return sorted(int(entry.name) for entry in path.iterdir()) if path.exists() else []
+    # A directory is there before its files, of which this is the last.
+    return sorted(int(file.parent.name) for file in path.glob("*/table"))
 
 
 def stat(pid, name):
