@@ -23,13 +23,17 @@ use kernel::{
 use crate::{
     iommu::Iommu,
     knobs::KNOBS,
-    logic::range::Range,
+    logic::range::{
+        Align,
+        Range, //
+    },
     type1::{
         self,
         Inner, //
     },
     uapi::{
         get_u64,
+        DirtyPages,
         DmaMap,
         DmaUnmap, //
     },
@@ -101,11 +105,7 @@ impl Container {
         match cmd {
             type1::MAP_DMA if self.v2 => self.map(arg),
             type1::UNMAP_DMA if self.v2 => self.unmap(arg),
-            // Dirty tracking is of whole maps: there have to be some.
-            type1::DIRTY_PAGES => {
-                self.settle(Range::ALL)?;
-                Ok(self.inner().ioctl(cmd, arg))
-            }
+            type1::DIRTY_PAGES => self.dirty_pages(arg),
             _ => Ok(self.inner().ioctl(cmd, arg)),
         }
     }
@@ -115,7 +115,12 @@ impl Container {
         if ops.vm.is_some() || ops.masters > 0 {
             return Ok(ops.vm.clone());
         }
-        let Some(vm) = Vm::find() else {
+        // Without a balloon, the gate alone has to hold all its devices.
+        let found = match KNOBS.gate_policy() && !ops.ungated && ops.groups > 0 {
+            true => Some(Vm::find_or_make()?),
+            false => Vm::find(),
+        };
+        let Some(vm) = found else {
             ops.early = true;
             return Ok(None);
         };
@@ -123,7 +128,10 @@ impl Container {
             Ok(()) => {}
             // It ended while we looked: a process without a balloon again.
             Err(ESTALE) => return Ok(None),
-            Err(e) => return Err(e),
+            Err(e) => {
+                vm.drop_if_unused();
+                return Err(e);
+            }
         }
         if ops.early {
             pr_warn!("{vm}: RAM was mapped before the balloon was there: put its device before any vfio-pci\n");
@@ -151,7 +159,10 @@ impl Container {
         if map.flags & DmaMap::VADDR != 0 {
             // New addresses for old maps: these have to exist.
             vm.settle(Range::ALL)?;
-            return direct();
+            return match Range::from_len(map.iova, map.size) {
+                Some(iova) if vm.is_block(self.iommu.id(), iova) => self.move_pieces(&map, iova),
+                _ => direct(),
+            };
         }
         let (Some(iova), Some(vaddrs)) = (
             Range::from_len(map.iova, map.size),
@@ -175,6 +186,60 @@ impl Container {
             vm.record(self.iommu.id(), iova, map.vaddr, plain);
         }
         Ok(ret)
+    }
+
+    /// Gives a new address to each piece of a deferred map that type1 now has.
+    ///
+    /// Where one ends is not recorded: at most [`Self::LONGEST`] after its start, at a
+    /// multiple of [`Self::PIECE`]. type1 refuses any other end and changes nothing.
+    fn move_pieces(&self, map: &DmaMap, iova: Range) -> Result<c_long> {
+        let page = user::UserPage::new()?;
+        let mut at = iova.start();
+        while at < iova.end() {
+            let mut end = Self::LONGEST.next_boundary(at).min(iova.end());
+            loop {
+                let piece = DmaMap {
+                    vaddr: map.vaddr.wrapping_add(at - iova.start()),
+                    iova: at,
+                    size: end - at,
+                    ..*map
+                };
+                page.write(&piece.bytes())?;
+                match self.inner().ioctl(type1::MAP_DMA, page.addr()) {
+                    0 => break,
+                    // The piece ends before: try the next lower end.
+                    ret if ret == EINVAL.to_errno() as c_long => {
+                        end = Self::PIECE.down(end - 1);
+                        if end <= at {
+                            return Ok(ret);
+                        }
+                    }
+                    ret => return Ok(ret),
+                }
+            }
+            at = end;
+        }
+        Ok(0)
+    }
+
+    /// The most of `chunk_mib`.
+    const LONGEST: Align = Align::of_shift(30);
+    /// The granule of the balloon, at which pieces end.
+    const PIECE: Align = Align::of_shift(21);
+
+    /// `VFIO_IOMMU_DIRTY_PAGES`: of whole maps, so there have to be some.
+    fn dirty_pages(&self, arg: c_ulong) -> Result<c_long> {
+        let ops = self.ops.lock();
+        if let Some(vm) = &ops.vm {
+            vm.settle(Range::ALL)?;
+            let mut bytes = [0; DirtyPages::SIZE];
+            let asked = user::read(arg, &mut bytes).ok();
+            let asked = asked.and_then(|()| DirtyPages::parse(&bytes)?.range());
+            if asked.is_some_and(|range| vm.bisects(self.iommu.id(), range)) {
+                return Err(EINVAL);
+            }
+        }
+        Ok(self.inner().ioctl(type1::DIRTY_PAGES, arg))
     }
 
     fn may_defer(&self, map: &DmaMap, iova: Range) -> Result<bool> {
@@ -211,7 +276,11 @@ impl Container {
             vm.settle(Range::ALL)?;
         }
         if unmap.flags & DmaUnmap::VADDR != 0 {
-            return direct();
+            let range = unmap.range();
+            return match range.is_some_and(|range| vm.bisects(self.iommu.id(), range)) {
+                true => Err(EINVAL),
+                false => direct(),
+            };
         }
         let Some(range) = unmap.range() else {
             return direct();

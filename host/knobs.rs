@@ -33,6 +33,9 @@ pub(crate) struct Knobs {
     nice: Atomic<u64>,
     fallback_timeout_ms: Atomic<u64>,
     premap: Atomic<bool>,
+    premap_at_start: Atomic<bool>,
+    populate: Atomic<bool>,
+    gate_policy: Atomic<bool>,
     gate: Atomic<bool>,
     hold: Atomic<bool>,
 }
@@ -41,14 +44,31 @@ pub(crate) struct Knobs {
 pub(crate) static KNOBS: Knobs = Knobs {
     threshold_mib: Atomic::new(4096),
     reserve_mib: Atomic::new(0),
-    chunk_mib: Atomic::new(128),
+    chunk_mib: Atomic::new(1024),
     workers: Atomic::new(2),
     nice: Atomic::new(5),
     fallback_timeout_ms: Atomic::new(120_000),
     premap: Atomic::new(true),
+    premap_at_start: Atomic::new(false),
+    populate: Atomic::new(true),
+    gate_policy: Atomic::new(false),
     gate: Atomic::new(true),
     hold: Atomic::new(false),
 };
+
+/// A file of a knob that is on or off.
+macro_rules! boolean {
+    ($name:literal, $knob:ident) => {
+        Attribute::rw(
+            $name,
+            |_, out| line(out, u64::from(KNOBS.$knob.load(Relaxed))),
+            |_, text| {
+                KNOBS.$knob.store(parse_bool(text)?, Relaxed);
+                Ok(())
+            },
+        )
+    };
+}
 
 impl Knobs {
     /// RAM below this IOVA is mapped at once; bytes.
@@ -84,6 +104,21 @@ impl Knobs {
     /// Whether the balloon's memory is mapped in the background after the commit.
     pub(crate) fn premap(&self) -> bool {
         self.premap.load(Relaxed)
+    }
+
+    /// Whether all memory is mapped in the background from the first deferred map on.
+    pub(crate) fn premap_at_start(&self) -> bool {
+        self.premap_at_start.load(Relaxed)
+    }
+
+    /// Whether memory is populated in parallel before type1 maps it.
+    pub(crate) fn populate(&self) -> bool {
+        self.populate.load(Relaxed)
+    }
+
+    /// Whether processes without a balloon are deferred, too: policy "gate".
+    pub(crate) fn gate_policy(&self) -> bool {
+        self.gate_policy.load(Relaxed)
     }
 
     /// Whether the bus-master gate holds devices back (off: for tests only).
@@ -135,24 +170,30 @@ impl Knobs {
             |_, out| line(out, KNOBS.fallback_timeout_ms()),
             |_, text| set(&KNOBS.fallback_timeout_ms, text, 0, 86_400_000),
         ),
+        boolean!(c"premap", premap),
+        boolean!(c"premap_at_start", premap_at_start),
+        boolean!(c"populate", populate),
         Attribute::rw(
-            c"premap",
-            |_, out| line(out, u64::from(KNOBS.premap())),
+            c"policy",
+            |_, out| {
+                let name = match KNOBS.gate_policy() {
+                    true => "gate",
+                    false => "balloon",
+                };
+                writeln!(out, "{name}").map_err(|_| EIO)
+            },
             |_, text| {
-                KNOBS.premap.store(parse_bool(text)?, Relaxed);
+                let gate = match text.trim() {
+                    "gate" => true,
+                    "balloon" => false,
+                    _ => return Err(EINVAL),
+                };
+                KNOBS.gate_policy.store(gate, Relaxed);
                 Ok(())
             },
         ),
         // A debug knob: with it off, a device may lose DMA without a word.
-        Attribute::rw(
-            c"gate",
-            |_, out| line(out, u64::from(KNOBS.gate())),
-            |_, text| {
-                KNOBS.gate.store(parse_bool(text)?, Relaxed);
-                Ok(())
-            },
-        )
-        .mode(0o600),
+        boolean!(c"gate", gate).mode(0o600),
         // A debug knob: taken off, it lets the balloons that it has held go on.
         Attribute::rw(
             c"hold",

@@ -31,6 +31,7 @@ mod kobject;
 #[path = "../include/logic/mod.rs"]
 #[expect(dead_code, reason = "each module uses a part of it")]
 mod logic;
+mod populate;
 mod sysfs;
 mod task;
 mod type1;

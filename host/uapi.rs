@@ -70,6 +70,34 @@ impl DmaMap {
     }
 }
 
+/// The head of `struct vfio_iommu_type1_dirty_bitmap` and of its `..._get`.
+pub(crate) struct DirtyPages {
+    flags: u32,
+    iova: u64,
+    size: u64,
+}
+
+impl DirtyPages {
+    /// Its size in bytes.
+    pub(crate) const SIZE: usize = 24;
+    const GET_BITMAP: u32 = 1 << 2;
+
+    /// From what user space passed.
+    pub(crate) fn parse(bytes: &[u8; Self::SIZE]) -> Option<Self> {
+        Some(Self {
+            flags: get_u32(bytes, 4)?,
+            iova: get_u64(bytes, 8)?,
+            size: get_u64(bytes, 16)?,
+        })
+    }
+
+    /// Whose bitmap is asked for, if one is.
+    pub(crate) fn range(&self) -> Option<Range> {
+        let get = self.flags == Self::GET_BITMAP;
+        Range::from_len(self.iova, self.size).filter(|_| get)
+    }
+}
+
 /// `struct vfio_iommu_type1_dma_unmap`, without a bitmap.
 pub(crate) struct DmaUnmap {
     pub(crate) flags: u32,

@@ -42,6 +42,10 @@ use crate::{
         table::Chunk,
         vec::NoMemory, //
     },
+    populate::{
+        populate,
+        Populated, //
+    },
     task::{
         Task,
         Work, //
@@ -148,6 +152,27 @@ impl State {
         Ok(None)
     }
 
+    /// Whether a thread had better put back the chunk that it is populating: what is
+    /// there stays there, so that nothing is lost.
+    fn interrupts(&mut self, id: ContainerId, chunk: Range, background: bool) -> bool {
+        if self.dead || self.slot(id).is_none_or(|slot| slot.paused) {
+            return true;
+        }
+        // Only for what this thread would take next, lest it take the same again.
+        background
+            && self.demands.list.iter().any(|demand| {
+                let mut slots = self.slots.iter().filter(|slot| !slot.paused);
+                let ours = |slot: &super::Slot| {
+                    let part = chunk.intersect(demand.range);
+                    slot.iommu.id() == id
+                        && part.is_some_and(|part| {
+                            slot.table.status(demand.want, part) == Status::Pending
+                        })
+                };
+                slots.any(|slot| slot.table.has(demand.want, demand.range) || ours(slot))
+            })
+    }
+
     /// Arms the time limit after which everything is mapped in the background.
     pub(super) fn arm_deadline(&mut self) {
         let ms = i64::try_from(KNOBS.fallback_timeout_ms()).unwrap_or(i64::MAX);
@@ -237,9 +262,13 @@ impl Vm {
         if state.deadline.is_some_and(|at| at <= now()) {
             state.deadline = None;
             state.premap = true;
-            state.wake_workers();
-            self.stats.fallbacks.add(1);
-            pr_info!("{self}: no commit in time, mapping everything in the background\n");
+            if state.status(Want::All, Range::ALL) == Status::Done {
+                state.ready = true;
+            } else {
+                state.wake_workers();
+                self.stats.fallbacks.add(1);
+                pr_info!("{self}: no commit in time, mapping everything in the background\n");
+            }
         }
         let shortages = state.demands.shortages;
         let job = state.take();
@@ -270,7 +299,10 @@ impl Vm {
             background,
         } = job;
         let id = iommu.id();
-        let result = iommu.map_chunk(&chunk);
+        let result = match self.populate(id, &chunk, background) {
+            Populated::Interrupted => Err(EINTR),
+            Populated::Done => iommu.map_chunk(&chunk),
+        };
         // The last reference to type1's container must not be ours.
         drop(iommu);
         if background && result.is_err() {
@@ -278,6 +310,19 @@ impl Vm {
             self.state.lock().rest_until = until;
         }
         self.give_back(id, chunk, result);
+    }
+
+    /// Lets the kernel provide the chunk's memory, outside type1's lock.
+    fn populate(&self, id: ContainerId, chunk: &Chunk, background: bool) -> Populated {
+        if !KNOBS.populate() {
+            return Populated::Done;
+        }
+        let Some(vaddrs) = Range::from_len(chunk.vaddr(), chunk.range().len()) else {
+            return Populated::Done;
+        };
+        let go_on = || !self.state.lock().interrupts(id, chunk.range(), background);
+        // Without the little memory that it takes, type1 does all of it.
+        populate(vaddrs, go_on).unwrap_or(Populated::Done)
     }
 
     fn give_back(&self, id: ContainerId, chunk: Chunk, result: Result) {
@@ -299,8 +344,8 @@ impl Vm {
             }
         }
         if state.status(Want::All, Range::ALL) == Status::Done {
-            state.ready = true;
-            state.deadline = None;
+            // Before a commit or the time limit, there may be more RAM to come.
+            state.ready |= state.deadline.is_none() && !state.gate_only;
             self.stats.complete();
         }
         let target = state.premap.then(|| state.target());

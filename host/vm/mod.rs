@@ -105,6 +105,8 @@ struct State {
     ready: bool,
     /// Everything is to be mapped in the background.
     premap: bool,
+    /// Without a balloon: mapped from the start, and held back by the gate alone.
+    gate_only: bool,
     /// Background work rests until then, by [`now`]: the last try failed.
     rest_until: i64,
     /// When `premap` is set if nobody has committed by then, by [`now`].
@@ -244,6 +246,7 @@ impl Vm {
                     masters: 0,
                     ready: false,
                     premap: false,
+                    gate_only: false,
                     rest_until: 0,
                     deadline: None,
                     dead: false,
@@ -284,9 +287,30 @@ impl Vm {
         }
         let vm = Self::new()?;
         vm.state.lock().balloon = Some(session);
+        Self::register(&mut vms, &vm)?;
+        Ok(vm)
+    }
+
+    /// The VM of the calling process, which is made one if it is none.
+    ///
+    /// It has no balloon: its memory is mapped in the background from the start, and
+    /// the bus-master gate waits for what is missing. The caller joins it, or calls
+    /// [`Vm::drop_if_unused`]. Context: an ioctl of the VMM, may sleep.
+    pub(crate) fn find_or_make() -> Result<Arc<Self>> {
+        let mut vms = VMS.lock();
+        if let Some(entry) = vms.entries.iter().find(|entry| entry.vm.is_current()) {
+            return Ok(entry.vm.clone());
+        }
+        let vm = Self::new()?;
+        vm.state.lock().gate_only = true;
+        Self::register(&mut vms, &vm)?;
+        Ok(vm)
+    }
+
+    fn register(vms: &mut Registry, vm: &Arc<Self>) -> Result {
         // A VM without a directory is better than none: its name is taken only
         // while another process image of the same pid is on its way out.
-        let directory = Self::directory(&vm, vms.directory.as_deref())
+        let directory = Self::directory(vm, vms.directory.as_deref())
             .inspect_err(|e| pr_warn!("{vm}: no sysfs directory: {e:?}\n"))
             .ok();
         vms.entries.push(
@@ -296,7 +320,7 @@ impl Vm {
             },
             GFP_KERNEL,
         )?;
-        Ok(vm)
+        Ok(())
     }
 
     fn directory(vm: &Arc<Self>, parent: Option<&Directory<()>>) -> Result<Directory<Self>> {
@@ -356,7 +380,7 @@ impl Vm {
     }
 
     /// Takes the VM down when neither a balloon nor a container is left.
-    fn drop_if_unused(&self) {
+    pub(crate) fn drop_if_unused(&self) {
         let (entry, workers) = {
             let mut vms = VMS.lock();
             let mut state = self.state.lock();

@@ -43,7 +43,8 @@ impl Vm {
         self.start_workers()?;
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        if state.dead || state.ready || state.masters > 0 || state.balloon.is_none() {
+        let served = state.balloon.is_some() || state.gate_only;
+        if state.dead || state.ready || state.masters > 0 || !served {
             return Ok(false);
         }
         // What will be pinned later counts against the limit now.
@@ -70,7 +71,11 @@ impl Vm {
                 iova.start()
             );
         }
-        if state.deadline.is_none() {
+        if state.gate_only || KNOBS.premap_at_start() {
+            state.premap = true;
+            state.wake_workers();
+        }
+        if state.deadline.is_none() && !state.gate_only {
             state.arm_deadline();
         }
         self.stats.deferred.add(iova.len());
@@ -84,6 +89,20 @@ impl Vm {
             Some(slot) if slot.table.overlaps(iova) => Err(EEXIST),
             _ => Ok(()),
         }
+    }
+
+    /// Whether an end of `range` falls inside a deferred map.
+    pub(crate) fn bisects(&self, id: ContainerId, range: Range) -> bool {
+        let mut state = self.state.lock();
+        state.slot(id).is_some_and(|slot| slot.table.bisects(range))
+    }
+
+    /// Whether `range` is a deferred map, and all of it.
+    pub(crate) fn is_block(&self, id: ContainerId, range: Range) -> bool {
+        let mut state = self.state.lock();
+        state.slot(id).is_some_and(
+            |slot| matches!(slot.table.covered(range), [block] if block.range() == range),
+        )
     }
 
     /// Notes a map that type1 has made; `plain`: of RAM that the guest may name.

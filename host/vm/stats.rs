@@ -105,7 +105,8 @@ fn state(vm: &Vm) -> &'static str {
     let unmapped = state.most(Slot::unmapped);
     match (state.dead, state.ready, unmapped) {
         (true, _, _) => "dead",
-        (_, false, 0) => "empty",
+        (_, false, 0) if vm.stats.deferred.get() == 0 => "empty",
+        (_, false, 0) => "mapped",
         (_, false, _) => "deferred",
         (_, true, 0) => "mapped",
         (_, true, _) => "committed",

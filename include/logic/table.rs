@@ -199,6 +199,15 @@ impl Table {
         Ok(None)
     }
 
+    /// Whether [`Table::take`] would find a piece.
+    pub(crate) fn has(&self, want: Want, within: Range) -> bool {
+        let blocks = self.blocks.overlapping(within).iter();
+        let max = Align::of_shift(63);
+        blocks
+            .map(|block| block.extents.find(want, within, max))
+            .any(|found| found.is_some())
+    }
+
     /// Brings back a chunk that is in the IOMMU now (`ok`), or that could not be mapped.
     ///
     /// Never allocates.

@@ -92,6 +92,9 @@ KNOBS = {
     "nice": ((0, 19), (*NOT_NUMBERS, -1, 20)),
     "fallback_timeout_ms": ((0, 86_400_000), (*NOT_NUMBERS, -1, 86_400_001)),
     "premap": ((0, 1), NOT_BOOLEANS),
+    "premap_at_start": ((1, 0), NOT_BOOLEANS),
+    "populate": ((0, 1), NOT_BOOLEANS),
+    "policy": (("gate", "balloon"), ("", "x", "0", "gate balloon")),
     "gate": ((0, 1), NOT_BOOLEANS),
     "hold": ((1, 0), NOT_BOOLEANS),
 }
