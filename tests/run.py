@@ -125,7 +125,9 @@ def build(part, count):
     """Builds what is run in L1 and L2."""
     OUT.mkdir(parents=True, exist_ok=True)
     compiler = "x86_64-linux-gnu-gcc-14"
-    return (run_command(part, count, "test modules build", ["scripts/build.sh", "tests/guest", "modules"])
+    return (all(run_command(part, count, f"modules of {where} build",
+                            ["scripts/build.sh", where, "modules"])
+                for where in ("tests/guest", "tests/host"))
             and run_command(part, count, "test programs build",
                             [IN_ROOT, compiler, "-O2", "-Wall", "-Werror", "-static",
                              "-I", "include/uapi", "-o", "build/tests/vdpa_ioctl",

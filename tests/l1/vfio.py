@@ -34,7 +34,8 @@ MASTER = 4
 CAP_DMA_AVAIL = 3
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
-MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 0x10, 0x20
+HUGEPAGE, NOHUGEPAGE = 14, 15
 PAGE = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,6 +43,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
                        ctypes.c_int, ctypes.c_long]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -52,6 +54,18 @@ def memory(size, prot=PROT_READ | PROT_WRITE, fd=-1, offset=0):
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
     return address
+
+
+def memory_at(address, size, fd):
+    """Replaces what is mapped at an address by memory of a file."""
+    if _libc.mmap(address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                  fd, 0) != address:
+        raise OSError(ctypes.get_errno(), "mmap")
+
+
+def advise(address, size, advice):
+    if _libc.madvise(address, size, advice):
+        raise OSError(ctypes.get_errno(), "madvise")
 
 
 def protect(address, size, prot):
