@@ -18,9 +18,9 @@ suite=trixie
 tools=(
 	bc bindgen bison busybox-static ca-certificates clang cpio dwarves
 	erofs-utils flake8 flex gcc-14 iproute2 kmod libc6-dev libclang-dev
-	libelf-dev libssl-dev lld llvm make mount ovmf pciutils perl procps
-	python3 python3-matplotlib qemu-system-x86 rust-clippy rust-src rustc
-	rustfmt shellcheck xz-utils zstd
+	libelf-dev libfuzzer-19-dev libssl-dev lld llvm make mount ovmf pciutils
+	perl procps python3 python3-matplotlib qemu-system-x86 rust-clippy
+	rust-src rustc rustfmt shellcheck xz-utils zstd
 )
 
 in_root() {
