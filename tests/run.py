@@ -142,12 +142,13 @@ def in_l1(part, count, *words):
                               "--add", "build/tests/vdpa_ioctl", *words])
 
 
-def selftests(count, _patterns):
-    """The kernel's own; they want a network card, and are not part of the default."""
-    if run_command("selftests", count, "the kernel's selftests build",
-                   [IN_ROOT, "tests/l1/selftests/build.sh"]):
-        in_l1("selftests", count, "--device", "edu", "--device", "igb",
-              "--add", "build/tests/selftests", "tests/l1/suite.py", "selftests")
+def selftests(count, patterns):
+    """The kernel's own; with the pattern "driver", those too that need igb's."""
+    if (build("selftests", count)
+            and run_command("selftests", count, "the kernel's selftests build",
+                            [IN_ROOT, "tests/l1/selftests/build.sh"])):
+        run_tap("selftests", count, ["tests/selftests.py",
+                                     *(f"--{word}" for word in patterns)])
 
 
 def driver(count, _patterns):
@@ -173,7 +174,7 @@ def main():
     if unknown:
         sys.exit(f"run.py: no such part: {' '.join(unknown)}; there are {' '.join(PARTS)}")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    chosen = [PARTS[word] for word in words.split()] or [style, unit, both]
+    chosen = [PARTS[word] for word in words.split()] or [style, unit, both, selftests]
     count = Count()
     for part in chosen:
         started = time.monotonic()

@@ -17,7 +17,7 @@ import bed
 import tap
 
 # In the order in which they run.
-for name in ("type1", "mapper", "selftests", "scope", "gate", "dma", "lifecycle"):
+for name in ("type1", "mapper", "scope", "gate", "dma", "lifecycle"):
     importlib.import_module(f"test_{name}")
 
 
