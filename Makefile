@@ -15,7 +15,7 @@ SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' scripts tes
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
 .PHONY: all help host guest root tree toolchain image clippy fmt fmt-check lint
-.PHONY: checkpatch unit smoke demo shell check clean distclean
+.PHONY: checkpatch unit fuzz smoke demo shell check clean distclean
 
 all: host guest	## both modules (default)
 
@@ -61,6 +61,9 @@ checkpatch: tree	## the kernel's style check of the C files
 unit: root	## tests of the pure logic, without a kernel
 	@scripts/in-root.sh tests/unit/run.sh
 
+fuzz: root	## coverage-guided fuzzing of the pure logic, SECONDS=60 a target
+	@scripts/in-root.sh tests/fuzz/fuzz.py run $(or $(SECONDS),60)
+
 smoke: image	## a VM with an assigned device boots in the nested test bed
 	@$(VM) run --name smoke scripts/l1/smoke.py
 
@@ -70,7 +73,7 @@ demo: all image	## boot times with and without deferral: table, chart, build/dem
 shell: image	## interactive shell in L1, with the modules that are built
 	@$(VM) shell
 
-check: all image	## all tests: style, unit, driver, host
+check: all image	## all tests: style, unit, fuzz, driver, host
 	@tests/run.py
 
 clean:	## remove what the modules' builds left

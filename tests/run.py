@@ -3,7 +3,7 @@
 """Runs all tests, each part as TAP, and counts: the last line is the sum.
 
     tests/run.py                    everything: what `make check` runs
-    tests/run.py PART...            some parts: style, unit, driver, host, or the
+    tests/run.py PART...            some parts: style, unit, fuzz, driver, host, or the
                                     kernel's own tests of VFIO, selftests
     tests/run.py host -- PATTERN... of the host's, groups that match a pattern
 
@@ -121,6 +121,10 @@ def unit(count, _patterns):
     run_tap("unit", count, [IN_ROOT, "tests/unit/run.sh"])
 
 
+def fuzz(count, _patterns):
+    run_tap("fuzz", count, [IN_ROOT, "tests/fuzz/fuzz.py", "check"])
+
+
 def build(part, count):
     """Builds what is run in L1 and L2."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -139,6 +143,7 @@ def in_l1(part, count, *words):
     if build(part, count):
         run_tap(part, count, ["scripts/vm.py", "run", "--name", f"test-{part}",
                               "--memory", MEMORY, "--time-limit", str(TIME_LIMIT),
+                              "--device", "edu", "--device", "nvme",
                               "--add", "build/tests/vdpa_ioctl", *words])
 
 
@@ -164,7 +169,7 @@ def both(count, _patterns):
     in_l1("L1", count, "tests/l1/all.sh")
 
 
-PARTS = {"style": style, "unit": unit, "driver": driver, "host": host,
+PARTS = {"style": style, "unit": unit, "fuzz": fuzz, "driver": driver, "host": host,
          "selftests": selftests}
 
 
@@ -174,7 +179,7 @@ def main():
     if unknown:
         sys.exit(f"run.py: no such part: {' '.join(unknown)}; there are {' '.join(PARTS)}")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    chosen = [PARTS[word] for word in words.split()] or [style, unit, both, selftests]
+    chosen = [PARTS[word] for word in words.split()] or [style, unit, fuzz, both, selftests]
     count = Count()
     for part in chosen:
         started = time.monotonic()

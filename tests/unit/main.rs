@@ -15,6 +15,8 @@ mod rng;
 #[cfg(test)]
 mod table;
 #[cfg(test)]
+mod table_model;
+#[cfg(test)]
 mod table_size;
 #[cfg(test)]
 mod vring;
