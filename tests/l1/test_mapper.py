@@ -4,6 +4,7 @@ is, in as large pages as type1 does it, and any amount of it."""
 
 import contextlib
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -175,6 +176,28 @@ def hole(_):
         vfio.unmap_memory(ram, SIZE)
 
 
+def shared_kib():
+    """How much shared memory this process has touched."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^RssShmem:\s+(\d+) kB$", status, re.M)[1])
+
+
+@backends.test("I7", "an unmap does not wait for memory that is being provided; "
+                     "negative control: for memory that type1 provides, it does")
+def interrupted(_):
+    size = bed.GIB
+    for populate, pieces in ((1, 0), (0, 1)):
+        with bed.knobs_set(populate=populate, workers=1, chunk_mib=1024), \
+             memfd(size) as fd, open_container() as c:
+            ram = vfio.memory(size, fd=fd)
+            before = shared_kib()
+            equal("map", c.map(IOVA, size, ram), 0)
+            eventually("it has begun", lambda base=before: shared_kib() > base + 4096, pause=0)
+            equal("unmap", c.unmap(IOVA, size), (0, size))
+            equal(f"pieces that were mapped, populate={populate}", stat("inner_mappings"), pieces)
+            vfio.unmap_memory(ram, size)
+
+
 @contextlib.contextmanager
 def memfd(size, flags=0):
     fd = os.memfd_create("ram", flags)
@@ -277,6 +300,58 @@ def control(_):
               bed.GIB // 4)
     finally:
         before.write_text(chosen)
+
+
+@group("more than one device")
+def devices():
+    second = host.bind_to_vfio(host.NVME)
+    guest.prepare("deferred")
+    with bed.knobs_set(policy="gate"):
+        yield second
+
+
+@devices.test("I1", "two containers of one process map the same memory, each by itself")
+def containers(second):
+    ram = vfio.memory(SIZE)
+    with open_container() as c, contextlib.closing(vfio.Container(second)) as d:
+        equal("map", c.map(IOVA, SIZE, ram), 0)
+        equal("map in the other", d.map(IOVA, SIZE, ram), 0)
+        equal("VMs", bed.vms(), [os.getpid()])
+        equal("deferred_bytes", stat("deferred_bytes"), 2 * SIZE)
+        wait_all()
+        equal("pages pinned", bed.pages_pinned(), 2 * SIZE // vfio.PAGE)
+        equal("unmap", c.unmap(IOVA, SIZE), (0, SIZE))
+        equal("pages pinned", bed.pages_pinned(), SIZE // vfio.PAGE)
+        equal("unmap in the other", d.unmap(IOVA, SIZE), (0, SIZE))
+    vfio.unmap_memory(ram, SIZE)
+
+
+@devices.test("I4", "a device of one container waits for what is missing in the other")
+def gate_of_both(second):
+    ram = vfio.memory(SIZE)
+    with open_container() as c, contextlib.closing(vfio.Container(second)) as d:
+        equal("map", d.map(IOVA, SIZE, ram), 0)
+        equal("map in the other", c.map(IOVA + SIZE, SIZE, ram), 0)
+        equal("bytes written", c.set_master(True), 2)
+        equal("bytes that wait", stat("unmapped_bytes"), 0)
+        equal("pages pinned", bed.pages_pinned(), 2 * SIZE // vfio.PAGE)
+    vfio.unmap_memory(ram, SIZE)
+
+
+@devices.test("I7", "a group joins and leaves a container with deferred memory")
+def groups(second):
+    ram = vfio.memory(4 * SIZE)
+    with open_container() as c:
+        equal("map", c.map(IOVA, 4 * SIZE, ram), 0)
+        equal("attach", c.attach(second), 0)
+        wait_all()
+        c.detach()
+        equal("pages pinned", bed.pages_pinned(), 4 * SIZE // vfio.PAGE)
+        equal("bytes written", c.set_master(True), 2)
+        equal("attach", c.attach(second), 0)
+        equal("unmap", c.unmap(0, 0, flags=vfio.UNMAP_ALL), (0, 4 * SIZE))
+        equal("pages pinned", bed.pages_pinned(), 0)
+    vfio.unmap_memory(ram, 4 * SIZE)
 
 
 @group("more memory than there is")

@@ -102,6 +102,7 @@ class Container:
 
     def __init__(self, address, balloon=None):
         self.balloon = None
+        self.others = []
         if balloon:
             self.balloon = os.open(balloon, os.O_RDWR)
             fcntl.ioctl(self.balloon, VHOST_SET_OWNER)
@@ -165,7 +166,18 @@ class Container:
         except OSError as error:
             return -error.errno
 
+    def attach(self, address):
+        """Adds another device's group; returns 0 or a negative errno."""
+        link = host.DEVICES / address / "iommu_group"
+        group = os.open(f"/dev/vfio/{link.resolve().name}", os.O_RDWR)
+        self.others.append(group)
+        return answer(group, GROUP_SET_CONTAINER, struct.pack("i", self.fd))
+
+    def detach(self):
+        """Takes away the group that was added last."""
+        os.close(self.others.pop())
+
     def close(self):
-        for fd in (self.device, self.group, self.fd, self.balloon):
+        for fd in (*self.others, self.device, self.group, self.fd, self.balloon):
             if fd is not None:
                 os.close(fd)
