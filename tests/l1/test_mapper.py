@@ -380,3 +380,27 @@ def repeated(_):
         equal("unmap", c.unmap(bed.GIB << 10, size), (0, size))
         equal("pages pinned", bed.pages_pinned(), 0)
         vfio.unmap_memory(ram, size)
+
+
+@group("mapping from the start, with a balloon")
+def early():
+    guest.prepare("deferred")
+    with bed.knobs_set(premap_at_start=1, nice=0), \
+         guest.Guest("deferred", bed.MEMORY, modules=[bed.DRIVER]) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        yield vm
+
+
+@early.test("I1", "the guest commits, although some of it was mapped before")
+def commits(vm):
+    equal("commits", bed.stat(vm.pid, "commits"), 1)
+    equal("deferred_bytes", bed.stat(vm.pid, "deferred_bytes"), bed.HIGH)
+
+
+@early.test("I2", "all is mapped, and the guest has it back")
+def comes_back(vm):
+    bed.wait_mapped(vm.pid)
+    eventually("the balloon is empty", lambda: bed.driver(vm, "state") == "empty")
+    equal("failures", bed.stat(vm.pid, "failures"), 0)
+    equal("fallbacks", bed.stat(vm.pid, "fallbacks"), 0)
+    equal("state", bed.stat(vm.pid, "state"), "mapped")
