@@ -4,8 +4,8 @@
 same verdicts with type1 alone, with our module, and with its policy "gate", which
 defers what they map (I7). Prints TAP; the programs and modules must have been built.
 
-    selftests.py           those that need no driver of a device: one boot of L1
-    selftests.py --driver  those too that make an igb do DMA: a boot for each mode
+    selftests.py           those that need no more than edu: one boot of L1
+    selftests.py --driver  those too that make an igb work: a boot for each mode
 
 In the latter L1's second processor stops getting timer interrupts at times, with
 type1 alone as well: such a boot is cut off, said, and made again.
@@ -28,8 +28,9 @@ LIMIT = 400
 def boot(*words):
     """{mode: verdicts} of one boot of L1; empty if that went wrong."""
     name = "test-selftests-" + words[-1]
+    devices = ["edu", "igb"] if "--driver" in words else ["edu"]
     done = subprocess.run(["scripts/vm.py", "run", "--name", name, "--memory", "5200M",
-                           "--time-limit", str(LIMIT), "--device", "edu", "--device", "igb",
+                           "--time-limit", str(LIMIT), *(f"--device={device}" for device in devices),
                            "--add", "build/tests/selftests",
                            "tests/l1/selftests/verdicts.py", *words], cwd=TOP, check=False)
     path = TOP / "build/run" / name / "results/verdicts.json"
@@ -67,7 +68,7 @@ def main():
     passed = [name for name, verdict in (stock or {}).items()
               if verdict == "ok" and "type1" in name]
     with_dma = [name for name in passed if "driver_test" in name]
-    report(len(passed) >= 10 and (not driver or len(with_dma) >= 5),
+    report(len(passed) >= 8 and (not driver or len(with_dma) >= 5),
            f"selftests.worth: I7: on type1 alone {len(passed)} pass, {len(with_dma)} with DMA")
     for mode in MODES[1:]:
         found = found_in.get(mode)
