@@ -11,11 +11,11 @@ export KDIR KVER MIRROR
 VM := scripts/vm.py
 C_FILES = $(shell find host guest include tests -name '*.[ch]' ! -name '*.mod.c')
 RUST_FILES = $(shell find host guest include tests -name '*.rs' ! -name '*_generated.rs')
-SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' scripts tests .ci)
+SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot scripts tests .ci)
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
-.PHONY: all help host guest root tree toolchain image clippy fmt fmt-check lint
-.PHONY: checkpatch unit fuzz smoke demo shell check clean distclean
+.PHONY: all help host guest install-guest root tree toolchain image clippy fmt fmt-check
+.PHONY: lint checkpatch unit fuzz smoke demo shell check clean distclean
 
 all: host guest	## both modules (default)
 
@@ -29,6 +29,9 @@ host: toolchain	## host/vfio_iommu_deferred.ko
 
 guest: toolchain	## guest/virtio_balloon_deferred.ko
 	@scripts/build.sh guest
+
+install-guest:	## that module into the guest's root file system at DESTDIR=, and its initramfs
+	@scripts/install-guest.sh $(DESTDIR)
 
 root:	## toolchain root: build/root, 90 s, once
 	@scripts/root.sh
