@@ -7,6 +7,7 @@ use crate::{
     kobject::Directory,
     logic::protocol::FEATURE_BIT,
     oom::Notifier,
+    order::Coming,
     shrinker::Shrinker,
     stats::{
         self,
@@ -63,7 +64,11 @@ unsafe impl virtio::Driver for Driver {
     }
 
     fn start(&self, transport: Transport, reason: Reason) -> Result {
-        self.balloon.start(transport, reason)?;
+        {
+            // No driver is bound to another device while the system resumes.
+            let _coming = (reason == Reason::Probe).then(Coming::new);
+            self.balloon.start(transport, reason)?;
+        }
         // The target may have changed while nobody listened.
         self.worker.kick();
         Ok(())

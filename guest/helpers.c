@@ -8,6 +8,7 @@
 #include <linux/virtio.h>
 #include <linux/virtio_balloon_deferred.h>
 #include <linux/virtio_config.h>
+#include <linux/wait.h>
 
 /*
  * The device is there once its transport is: with this, "modprobe
@@ -104,4 +105,19 @@ void rust_helper_set_pages_offline(struct page *page, unsigned int count,
 		else
 			__ClearPageOffline(page);
 	}
+}
+
+/* Tasks that bind a driver to a PCI device and wait for a balloon; see order.rs. */
+static DECLARE_WAIT_QUEUE_HEAD(binders);
+
+/* The kernel crate's condition variables cannot wait killably with a time limit. */
+long rust_helper_wait_until_zero(const int *count, unsigned long timeout)
+{
+	return wait_event_killable_timeout(binders, !READ_ONCE(*count),
+					   timeout);
+}
+
+void rust_helper_wake_binders(void)
+{
+	wake_up_all(&binders);
 }

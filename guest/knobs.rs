@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! What an administrator can set, for all balloons: module parameters, and files in
-//! `/sys/kernel/virtio_balloon_deferred`.
+//! `/sys/kernel/virtio_balloon_deferred`, which also has what is counted for all.
 
-use crate::kobject::{
-    parse_u64,
-    Attribute,
-    Directory,
-    Parent,
-    Writer, //
+use crate::{
+    kobject::{
+        parse_u64,
+        Attribute,
+        Directory,
+        Parent,
+        Writer, //
+    },
+    order, //
 };
 use core::ops::RangeInclusive;
 use kernel::{
@@ -21,17 +24,18 @@ use kernel::{
         },
         Arc, //
     },
+    time::Msecs,
 };
 
-/// A number of mebibytes that may be read and set at any time.
-struct Mebibytes {
+/// A number that may be read and set at any time.
+struct Number {
     value: Atomic<u64>,
     range: RangeInclusive<u64>,
 }
 
-impl Mebibytes {
-    fn bytes(&self) -> u64 {
-        self.value.load(Relaxed) << 20
+impl Number {
+    fn get(&self) -> u64 {
+        self.value.load(Relaxed)
     }
 
     fn set(&self, value: u64) -> Result {
@@ -43,7 +47,7 @@ impl Mebibytes {
     }
 
     fn show(&self, writer: &mut Writer<'_>) -> Result {
-        Ok(writeln!(writer, "{}", self.value.load(Relaxed))?)
+        Ok(writeln!(writer, "{}", self.get())?)
     }
 
     fn store(&self, text: &str) -> Result {
@@ -54,34 +58,49 @@ impl Mebibytes {
 /// One tebibyte: no bound is needed, but the arithmetic must not overflow.
 const MAX: u64 = 1 << 20;
 
-// Both are set from the module's parameters before anything reads them.
-static RESERVE: Mebibytes = Mebibytes {
+/// What the host is given to answer; no device has to wait for longer than that.
+const MAX_WAIT_MS: Msecs = 600_000;
+
+// All are set from the module's parameters before anything reads them.
+static RESERVE: Number = Number {
     value: Atomic::new(0),
     range: 0..=MAX,
 };
 
-static STEP: Mebibytes = Mebibytes {
+static STEP: Number = Number {
     value: Atomic::new(0),
     range: 2..=MAX,
 };
 
+static BIND_WAIT: Number = Number {
+    value: Atomic::new(0),
+    range: 0..=MAX_WAIT_MS as u64,
+};
+
 /// What the guest keeps of its available memory when a balloon is inflated, in bytes.
 pub(crate) fn reserve() -> u64 {
-    RESERVE.bytes()
+    RESERVE.get() << 20
 }
 
 /// How much is deflated at a time, in bytes.
 pub(crate) fn step() -> u64 {
-    STEP.bytes()
+    STEP.get() << 20
 }
 
-/// Sets both from module parameters, in mebibytes; `EINVAL` if one is out of its range.
-pub(crate) fn set(reserve: u64, step: u64) -> Result {
+/// How long the driver of a PCI device waits for a balloon; 0 if it does not.
+pub(crate) fn bind_wait() -> Msecs {
+    Msecs::try_from(BIND_WAIT.get()).unwrap_or(MAX_WAIT_MS)
+}
+
+/// Sets all from module parameters, in mebibytes and milliseconds; `EINVAL` if one is out of its
+/// range.
+pub(crate) fn set(reserve: u64, step: u64, bind_wait: u64) -> Result {
     RESERVE.set(reserve)?;
-    STEP.set(step)
+    STEP.set(step)?;
+    BIND_WAIT.set(bind_wait)
 }
 
-static FILES: [Attribute<()>; 2] = [
+static FILES: [Attribute<()>; 5] = [
     Attribute::rw(
         c"reserve_mib",
         |(), writer| RESERVE.show(writer),
@@ -92,6 +111,17 @@ static FILES: [Attribute<()>; 2] = [
         |(), writer| STEP.show(writer),
         |(), text| STEP.store(text),
     ),
+    Attribute::rw(
+        c"bind_wait_ms",
+        |(), writer| BIND_WAIT.show(writer),
+        |(), text| BIND_WAIT.store(text),
+    ),
+    Attribute::ro(c"bind_waits", |(), writer| {
+        Ok(writeln!(writer, "{}", order::waits())?)
+    }),
+    Attribute::ro(c"bind_timeouts", |(), writer| {
+        Ok(writeln!(writer, "{}", order::timeouts())?)
+    }),
 ];
 
 /// Creates the directory.

@@ -7,7 +7,7 @@
 //! balloon in the background and shrinks the balloon as it goes.
 //!
 //! From top to bottom: `driver` (who calls whom), `balloon` (the logic), then wrappers of the
-//! kernel: `pages`, `oom`, `shrinker`, `virtio` and those shared with the host module.
+//! kernel: `pages`, `oom`, `order`, `shrinker`, `virtio` and those shared with the host module.
 //!
 //! The module has no alias, so that it is loaded only where somebody wants it, and in time. A
 //! device that does not offer `VIRTIO_BALLOON_F_DEFERRED` is left to the stock driver.
@@ -28,6 +28,7 @@ mod kobject;
 #[allow(dead_code, reason = "the other module uses the rest")]
 mod logic;
 mod oom;
+mod order;
 mod pages;
 mod shrinker;
 mod stats;
@@ -53,12 +54,17 @@ module! {
             default: 128,
             description: "MiB that are deflated at a time",
         },
+        bind_wait_ms: u64 {
+            default: 60_000,
+            description: "How long drivers of PCI devices wait for a balloon, in ms; 0: not at all",
+        },
     },
 }
 
 struct Module {
-    // In this order: drivers go before the knobs that they read.
+    // In this order: drivers go before the knobs that they read, and before what waits for them.
     _registration: Pin<KBox<virtio::Registration<driver::Driver>>>,
+    _notifier: Pin<KBox<order::Notifier>>,
     _knobs: kobject::Directory<()>,
 }
 
@@ -67,10 +73,13 @@ impl kernel::Module for Module {
         knobs::set(
             module_parameters::reserve_mib.value(),
             module_parameters::step_mib.value(),
+            module_parameters::bind_wait_ms.value(),
         )?;
         let knobs = knobs::directory()?;
+        let notifier = KBox::try_pin_init(order::Notifier::new(), GFP_KERNEL)?;
         Ok(Self {
             _registration: KBox::try_pin_init(virtio::Registration::new(module), GFP_KERNEL)?,
+            _notifier: notifier,
             _knobs: knobs,
         })
     }
