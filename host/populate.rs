@@ -74,9 +74,8 @@ fn touch(addr: u64, pages: &mut [Page]) -> Option<usize> {
     let list = pages.as_mut_ptr().cast::<*mut bindings::page>();
     // SAFETY: `list` has room for `pages.len()` pointers, at most BATCH_PAGES; any
     // address of the current mm may be asked for.
-    let count = unsafe {
-        bindings::pin_user_pages_fast(addr as usize, pages.len() as i32, flags as u32, list)
-    };
+    let count =
+        unsafe { bindings::pin_user_pages_fast(addr as usize, pages.len() as i32, flags, list) };
     let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
     // SAFETY: The first `count` pages were pinned by the call above.
     unsafe { bindings::unpin_user_pages(list, count) };

@@ -112,7 +112,8 @@ def run_command(part, count, name, command):
 
 
 def style(count, _patterns):
-    for target, name in (("fmt-check", "Rust is formatted"), ("lint", "shellcheck and pyflakes"),
+    for target, name in (("fmt-check", "Rust is formatted"), ("clippy", "the kernel's Rust lints"),
+                         ("lint", "shellcheck and pyflakes"),
                          ("checkpatch", "the kernel's style of C")):
         run_command("style", count, name, ["make", "--no-print-directory", target])
 
