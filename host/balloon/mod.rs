@@ -12,9 +12,10 @@
 //! Steps 1 and 3 hold [`Worker::io`], under which they first make sure that no
 //! reset has come between. A reset makes the outdated known and then takes the
 //! lock once: after that nothing of an old message reaches a ring, which may be
-//! other memory by then, or the tables. What step 2 may still do is to map more
-//! than needed. A chain that is not answered because the device was suspended
-//! is taken again after `resume`: all messages may be repeated.
+//! other memory by then, or the tables. Step 2 gives up when its message is
+//! outdated, so that neither the next driver nor the end of the device waits for
+//! what nobody wants any more. A chain that is not answered because the device was
+//! suspended is taken again after `resume`: all messages may be repeated.
 //!
 //! Lock order: `Balloon::bound`; `Worker::request` -> `Worker::io` ->
 //! `Vm::state`, the mmap lock (page faults), the locks of [`Front`].
@@ -193,6 +194,7 @@ impl Backend for Balloon {
 
     fn quiesce(&self) {
         if let Some(worker) = self.worker() {
+            worker.vm.look_again();
             drop(worker.io.lock());
         }
     }
@@ -273,7 +275,7 @@ impl Worker {
         }
         drop(io);
 
-        let reply = self.map(request);
+        let reply = self.map(request, || self.front.is_current(snapshot));
 
         let io = self.io.lock();
         if !self.front.is_current(snapshot) {
@@ -297,19 +299,21 @@ impl Worker {
     }
 
     /// Maps what the request asks for (contract I2), and says how that went.
-    fn map(&self, request: Option<Request<'_>>) -> Reply {
+    ///
+    /// Comes back early, with whatever answer, if it is not `wanted` any more.
+    fn map(&self, request: Option<Request<'_>>, wanted: impl Fn() -> bool) -> Reply {
         let Some(Request { kind, ranges }) = request else {
             return reply(Status::Invalid, 0);
         };
         self.vm.count_message();
         match kind {
             Kind::Inflate => reply(Status::Ok, ranges.len()),
-            Kind::Commit => match self.vm.commit() {
+            Kind::Commit => match self.vm.commit(wanted) {
                 Ok(()) => reply(Status::Ok, 0),
                 Err(_) => reply(Status::NoMap, 0),
             },
             Kind::Deflate { urgent } => {
-                let mapped = |range| self.vm.deflate(range, urgent).is_ok();
+                let mapped = |range| self.vm.deflate(range, urgent, &wanted).is_ok();
                 let done = ranges.take_while(|range| mapped(*range)).count();
                 match done == ranges.len() {
                     true => reply(Status::Ok, done),

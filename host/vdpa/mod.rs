@@ -83,7 +83,8 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     fn driver_ok(&self, features: u64) -> Result;
 
     /// Waits until nothing touches the rings on the strength of an outdated
-    /// [`Snapshot`]: all of those taken before are outdated now.
+    /// [`Snapshot`]: all of those taken before are outdated now. What takes long
+    /// on behalf of one gives up.
     ///
     /// Context: as `unbind`. May sleep.
     fn quiesce(&self);

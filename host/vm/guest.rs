@@ -84,8 +84,10 @@ impl Vm {
     }
 
     /// The balloon is full: maps all that is outside it (contract I1).
-    pub(crate) fn commit(&self) -> Result {
-        self.wait_mapped(Want::Outside, Range::ALL, |state| {
+    ///
+    /// `EINTR` if that is not `wanted` any more; see [`Vm::look_again`].
+    pub(crate) fn commit(&self, wanted: impl Fn() -> bool) -> Result {
+        self.wait_mapped_while(wanted, Want::Outside, Range::ALL, |state| {
             state.ready = true;
             state.deadline = None;
             state.deflate_on();
@@ -95,7 +97,9 @@ impl Vm {
     }
 
     /// The guest wants `range` back: maps it first (contract I2).
-    pub(crate) fn deflate(&self, range: Range, urgent: bool) -> Result {
+    ///
+    /// `EINTR` if that is not `wanted` any more; see [`Vm::look_again`].
+    pub(crate) fn deflate(&self, range: Range, urgent: bool, wanted: impl Fn() -> bool) -> Result {
         let hit = self.state.lock().status(Want::All, range) == Status::Done;
         if hit {
             self.stats.hits.add(1);
@@ -105,7 +109,7 @@ impl Vm {
         if urgent {
             self.stats.urgent.add(1);
         }
-        self.wait_mapped(Want::All, range, |state| {
+        self.wait_mapped_while(wanted, Want::All, range, |state| {
             if !state.premap && state.ready {
                 state.deflate_on();
             }

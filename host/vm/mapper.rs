@@ -368,6 +368,19 @@ impl Vm {
         range: Range,
         done: impl FnOnce(&mut State) -> R,
     ) -> Result<R> {
+        self.wait_mapped_while(|| true, want, range, done)
+    }
+
+    /// Like [`Vm::wait_mapped`], but gives up with `EINTR` once `wanted` says false.
+    ///
+    /// It is asked with the state locked, and again after each [`Vm::look_again`].
+    pub(super) fn wait_mapped_while<R>(
+        &self,
+        wanted: impl Fn() -> bool,
+        want: Want,
+        range: Range,
+        done: impl FnOnce(&mut State) -> R,
+    ) -> Result<R> {
         let (id, shortages) = {
             let mut state = self.state.lock();
             for slot in state.slots.iter_mut() {
@@ -388,7 +401,7 @@ impl Vm {
             .changed
             .wait(&self.state, |state| match state.status(want, range) {
                 Status::Done => Some(done.take().map(|done| done(state)).ok_or(EINTR)),
-                _ if state.dead => Some(Err(EINTR)),
+                _ if state.dead || !wanted() => Some(Err(EINTR)),
                 Status::Failed => Some(Err(ENOMEM)),
                 Status::Pending if state.demands.shortages != shortages => Some(Err(ENOMEM)),
                 Status::Pending => None,
@@ -397,6 +410,11 @@ impl Vm {
         state.demands.list.retain(|demand| demand.id != id);
         drop(state);
         result?
+    }
+
+    /// Makes everybody who waits look again whether that is still wanted. Any context.
+    pub(crate) fn look_again(&self) {
+        self.changed.notify();
     }
 
     /// Keeps the container's pieces from being taken, and waits for those that were.
