@@ -21,6 +21,7 @@
 //!
 //! ```text
 //! vdpa_dev_lock, vhost_dev.mutex -> vdpa_device.cf_lock -> the back end's locks
+//!   (but driver_ok and reset are called without cf_lock: they may wait for long)
 //!   -> Front.registers                        (leaf)
 //!   -> Front.callbacks -> user space's eventfd -> the back end's kick lock
 //! ```

@@ -7,7 +7,7 @@
 //! bounds of configuration accesses against what these functions answer, and
 //! calls them with its device's mutex held, but for `kick_vq`. `vdpa_device.cf_lock`
 //! is held for writing at `reset`, `set_status`, `set_driver_features` and
-//! `set_config`.
+//! `set_config`; the first two give it up while they wait for memory to be mapped.
 
 use core::marker::PhantomData;
 
@@ -51,6 +51,26 @@ unsafe fn with<B: Backend, R: Default>(
 ) -> R {
     // SAFETY: By the safety requirement.
     unsafe { Parent::<B>::inner(vdpa) }.map_or_else(R::default, f)
+}
+
+/// Runs `f` without the `cf_lock` that the vDPA core holds.
+///
+/// For what takes as long as mapping a VM's memory does, and as often as its guest
+/// likes: who asks for the device's configuration by netlink waits for the lock, and
+/// keeps all other vDPA devices of the host from coming and going meanwhile. It
+/// protects nothing here: the registers have a lock of their own, and their
+/// device's mutex keeps other calls of the VMM away.
+///
+/// # Safety
+///
+/// `vdpa` must be valid, and the caller hold its `cf_lock` for writing.
+unsafe fn without_cf_lock<R>(vdpa: *mut vdpa_device, f: impl FnOnce() -> R) -> R {
+    // SAFETY: By the safety requirement.
+    unsafe { bindings::up_write(&raw mut (*vdpa).cf_lock) };
+    let result = f();
+    // SAFETY: As above; the caller gives it up.
+    unsafe { bindings::down_write(&raw mut (*vdpa).cf_lock) };
+    result
 }
 
 // All functions below are called by the vDPA core and its bus drivers with a
@@ -247,7 +267,8 @@ impl<B: Backend> Ops<B> {
             let Some(features) = inner.front.registers().set_status(status) else {
                 return;
             };
-            match inner.backend.driver_ok(features) {
+            // SAFETY: The core calls with the lock held, see the top of this file.
+            match unsafe { without_cf_lock(vdpa, || inner.backend.driver_ok(features)) } {
                 Ok(()) => {
                     inner.front.registers().start();
                     // The driver may have kicked before.
@@ -269,7 +290,8 @@ impl<B: Backend> Ops<B> {
             inner.front.reset();
             inner.backend.quiesce();
             inner.opened()?;
-            inner.backend.reset()
+            // SAFETY: The core calls with the lock held, see the top of this file.
+            unsafe { without_cf_lock(vdpa, || inner.backend.reset()) }
         };
         // SAFETY: Our device.
         unsafe { with(vdpa, |inner| errno(reset(inner))) }
