@@ -15,7 +15,7 @@ bool rust_helper_fatal_signal_pending_current(void);
 void rust_helper_init_woken_entry(struct wait_queue_entry *entry);
 unsigned long rust_helper_memlock_limit(void);
 unsigned long rust_helper_total_locked(struct mm_struct *mm);
-bool rust_helper_may_warn(void);
+void rust_helper_ratelimit_default_init(struct ratelimit_state *state);
 
 /* An enumerator, since bindgen does not evaluate the macro's expression. */
 enum { TASK_KILLABLE_STATE = TASK_KILLABLE };
@@ -45,11 +45,7 @@ unsigned long rust_helper_total_locked(struct mm_struct *mm)
 	return READ_ONCE(mm->locked_vm);
 }
 
-/* At most ten messages in five seconds, all VMs together. */
-bool rust_helper_may_warn(void)
+void rust_helper_ratelimit_default_init(struct ratelimit_state *state)
 {
-	static DEFINE_RATELIMIT_STATE(state, DEFAULT_RATELIMIT_INTERVAL,
-				      DEFAULT_RATELIMIT_BURST);
-
-	return __ratelimit(&state);
+	ratelimit_default_init(state);
 }

@@ -56,7 +56,6 @@ use crate::{
     },
     vdpa::{
         spec,
-        warn_limited,
         Backend,
         Front,
         Snapshot, //
@@ -242,8 +241,8 @@ impl Worker {
         self.serve_queue(buf, index, queue, &snapshot)
             .unwrap_or_else(|broken| {
                 if self.front.fail(&snapshot) {
-                    let name = self.front.name();
-                    warn_limited!("{name}: queue {index} is broken: {broken}\n");
+                    let front = &self.front;
+                    front.warn(fmt!("queue {index} is broken: {broken}"));
                 }
                 false
             })

@@ -6,7 +6,7 @@
 //! `mod.rs` for the rest. Nothing here sleeps.
 
 use kernel::{
-    new_spinlock,
+    fmt, new_spinlock,
     prelude::*,
     str::{
         BStr,
@@ -30,6 +30,7 @@ use super::{
         QUEUES, //
     },
 };
+use crate::ratelimit::Ratelimit;
 
 struct Callbacks {
     config: Callback,
@@ -40,6 +41,9 @@ struct Callbacks {
 #[pin_data]
 pub(crate) struct Front {
     name: CString,
+    /// Of what the driver can have logged.
+    #[pin]
+    warnings: Ratelimit,
     #[pin]
     registers: SpinLock<Registers>,
     /// Held while they are called, so that none is called once it was replaced.
@@ -54,6 +58,7 @@ impl Front {
         Arc::pin_init(
             pin_init!(Self {
                 name,
+                warnings <- Ratelimit::new(),
                 registers <- new_spinlock!(Registers::new()),
                 callbacks <- new_spinlock!(Callbacks {
                     config: Callback::NONE,
@@ -64,9 +69,11 @@ impl Front {
         )
     }
 
-    /// The device's name, as in `vdpa dev add name …`.
-    pub(crate) fn name(&self) -> &BStr {
-        BStr::from_bytes(self.name.to_bytes())
+    /// Logs what the driver has done to itself, within the device's limit.
+    pub(crate) fn warn(&self, text: fmt::Arguments<'_>) {
+        if self.warnings.allows() {
+            pr_warn!("{}: {text}\n", BStr::from_bytes(self.name.to_bytes()));
+        }
     }
 
     /// The locked registers.

@@ -14,7 +14,6 @@
 //! | `front.rs` | registers and interrupts behind their locks: what back ends use |
 //! | `device.rs` | safe wrapper of `struct vdpa_device` |
 //! | `ops.rs` | `struct vdpa_config_ops`, which calls all of the above |
-//! | `log.rs` | rate-limited messages |
 //! | `mgmt.rs` | `vdpa dev add … mgmtdev vfio_iommu_deferred` |
 //!
 //! Lock order (`->`: is held when the next is taken):
@@ -38,7 +37,6 @@ use kernel::{
 mod callback;
 mod device;
 mod front;
-pub(crate) mod log;
 mod mgmt;
 mod ops;
 mod registers;
@@ -48,7 +46,6 @@ pub(crate) use front::{
     Front,
     Session, //
 };
-pub(crate) use log::warn_limited;
 pub(crate) use mgmt::Mgmt;
 pub(crate) use registers::Snapshot;
 

@@ -29,7 +29,6 @@ use super::{
         Parent, //
     },
     spec::*,
-    warn_limited,
     Backend, //
 };
 use crate::bindings::{
@@ -275,9 +274,9 @@ impl<B: Backend> Ops<B> {
                     inner.backend.kick();
                 }
                 Err(error) => {
-                    let name = inner.front.name();
-                    warn_limited!("{name}: the driver cannot be served: {error:?}\n");
-                    inner.front.fail_start();
+                    let front = &inner.front;
+                    front.warn(fmt!("the driver cannot be served: {error:?}"));
+                    front.fail_start();
                 }
             }
         };

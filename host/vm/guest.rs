@@ -142,7 +142,7 @@ impl Vm {
         self.changed.notify();
         if masters > 0 && KNOBS.gate() {
             if let Err(e) = self.wait_mapped(Want::Outside, Range::ALL, |_| ()) {
-                if e != EINTR {
+                if e != EINTR && self.warnings.allows() {
                     pr_err!("{self}: a device masters the bus and memory is not mapped ({e:?})\n");
                 }
             }

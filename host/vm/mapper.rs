@@ -267,7 +267,9 @@ impl Vm {
             } else {
                 state.wake_workers();
                 self.stats.fallbacks.add(1);
-                pr_info!("{self}: no commit in time, mapping everything in the background\n");
+                if self.warnings.allows() {
+                    pr_info!("{self}: no commit in time, mapping everything in the background\n");
+                }
             }
         }
         let shortages = state.demands.shortages;
@@ -432,8 +434,7 @@ impl Vm {
     }
 
     fn warn_failed(&self, range: Range, error: Error) {
-        // SAFETY: Looks at a static ratelimit state only.
-        if unsafe { bindings::may_warn() } {
+        if self.warnings.allows() {
             pr_warn!(
                 "{self}: could not map {:#x}..{:#x}: {error:?}\n",
                 range.start(),

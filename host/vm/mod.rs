@@ -63,6 +63,7 @@ use crate::{
         },
         table::Table, //
     },
+    ratelimit::Ratelimit,
     task::Task,
     vdpa::Session,
     wait::{
@@ -182,6 +183,9 @@ pub(crate) struct Vm {
     /// Notified after each change that somebody may wait for.
     #[pin]
     changed: WaitQueue,
+    /// Of what its guest can have logged.
+    #[pin]
+    warnings: Ratelimit,
     stats: Stats,
 }
 
@@ -252,6 +256,7 @@ impl Vm {
                     dead: false,
                 }),
                 changed <- new_wait_queue!("vfio_iommu_deferred: vm"),
+                warnings <- Ratelimit::new(),
                 stats: Stats::new(),
             }),
             GFP_KERNEL,
