@@ -136,7 +136,8 @@ def build(part, count):
             and run_command(part, count, "test programs build",
                             [IN_ROOT, compiler, "-O2", "-Wall", "-Werror", "-static",
                              "-I", "include/uapi", "-o", "build/tests/vdpa_ioctl",
-                             "tests/host/vdpa_ioctl.c"]))
+                             *(f"tests/host/vdpa_{name}.c"
+                               for name in ("ioctl", "hostile", "rig", "stalls"))]))
 
 
 def in_l1(part, count, *words):

@@ -2,259 +2,32 @@
 /*
  * The balloon's vDPA device, driven the way a VMM drives it.  TAP on stdout.
  *
- *	vdpa_ioctl /dev/vhost-vdpa-N [VFIO-GROUP]
+ *	vdpa_ioctl /dev/vhost-vdpa-N [VFIO-GROUP [stalls]]
  *
  * The group's number (of a device bound to vfio-pci) lets the test register
  * "guest RAM" by VFIO, which is where the balloon's rings have to be; without
  * it, what needs rings is skipped.  IOVA and user address of the RAM are equal.
+ * "stalls" are tests that want RAM of which nothing is mapped yet.
  *
- * Build with -I include/uapi.
+ * Build with -I include/uapi and the other files vdpa_*.c.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <linux/types.h>
-#include <linux/userfaultfd.h>
-#include <linux/vfio.h>
 #include <linux/vhost.h>
-#include <linux/virtio_balloon.h>
-#include <linux/virtio_config.h>
 #include <linux/virtio_ids.h>
-#include <linux/virtio_ring.h>
-#include <linux/virtio_balloon_deferred.h>
+
+#include "vdpa_rig.h"
 
 #define MODULE		"vfio_iommu_deferred"
-#define RAM_BASE	0x200000000ULL
-#define RAM_SIZE	(64ULL << 20)
-#define HALF		(RAM_SIZE / 2)
-#define PAGES		(RAM_SIZE / 4096)
-#define QUEUE_SIZE	1024
-#define ANSWER_MS	10000	/* an answer that takes longer is missing */
-#define SILENCE_MS	200	/* how long no answer may come */
-#define RACES		400	/* resets against a message in flight */
-
-#define BIT(n)		(1ULL << (n))
-#define F_DEFERRED	BIT(VIRTIO_BALLOON_F_DEFERRED)
-#define F_COMMON	(BIT(VIRTIO_BALLOON_F_MUST_TELL_HOST) | \
-			 BIT(VIRTIO_F_VERSION_1) | \
-			 BIT(VIRTIO_F_ACCESS_PLATFORM))
-#define READY		(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER)
-
-enum { INFLATE, DEFLATE, QUEUES };
-
-struct config {
-	__u32 num_pages;
-	__u32 actual;
-	__u32 rest[2];
-	__u32 lowest_mib;
-};
-
-/* One queue's share of the RAM: the rings, a request and its reply. */
-struct queue {
-	struct vring ring;
-	__u8 *request;
-	struct virtio_balloon_deferred_reply *reply;
-	int kick;
-	int call;
-};
-
-static const char *path;
-static int fd = -1;
-static int config_call;
-static struct queue queues[QUEUES];
-static __u8 *ram;
-static int tests, failures;
-
-static void ok(bool good, const char *format, ...)
-{
-	va_list args;
-
-	printf("%sok %d - ", good ? "" : "not ", ++tests);
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("\n");
-	fflush(stdout);
-	failures += !good;
-}
-
-static void need(bool good, const char *what)
-{
-	if (good)
-		return;
-	printf("Bail out! %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-/* The errno of an ioctl, or 0. */
-static int call(unsigned long request, void *arg)
-{
-	return ioctl(fd, request, arg) < 0 ? errno : 0;
-}
-
-static __u8 status(void)
-{
-	__u8 value = 0xff;
-
-	call(VHOST_VDPA_GET_STATUS, &value);
-	return value;
-}
-
-static int set_status(__u8 value)
-{
-	return call(VHOST_VDPA_SET_STATUS, &value);
-}
-
-static struct config config(void)
-{
-	struct {
-		struct vhost_vdpa_config head;
-		struct config config;
-	} arg = { .head.len = sizeof(struct config) };
-
-	need(!call(VHOST_VDPA_GET_CONFIG, &arg), "VHOST_VDPA_GET_CONFIG");
-	return arg.config;
-}
-
-static void set_config(struct config value)
-{
-	struct {
-		struct vhost_vdpa_config head;
-		struct config config;
-	} arg = { .head.len = sizeof(value), .config = value };
-
-	need(!call(VHOST_VDPA_SET_CONFIG, &arg), "VHOST_VDPA_SET_CONFIG");
-}
-
-static bool signalled(int event, int ms)
-{
-	struct pollfd poll_fd = { .fd = event, .events = POLLIN };
-	__u64 count;
-
-	return poll(&poll_fd, 1, ms) == 1 &&
-	       read(event, &count, sizeof(count)) == sizeof(count);
-}
-
-static void open_device(void)
-{
-	fd = open(path, O_RDWR);
-	need(fd >= 0, path);
-}
-
-/* From a reset device up to everything but DRIVER_OK. */
-static void start(__u64 features, __u16 base)
-{
-	struct vhost_vring_file config_file = { .fd = config_call };
-
-	need(!set_status(0), "reset");
-	need(!set_status(READY), "DRIVER");
-	need(!call(VHOST_SET_FEATURES, &features), "VHOST_SET_FEATURES");
-	need(!set_status(READY | VIRTIO_CONFIG_S_FEATURES_OK), "FEATURES_OK");
-	need(!call(VHOST_VDPA_SET_CONFIG_CALL, &config_file.fd), "config call");
-
-	for (unsigned int i = 0; i < QUEUES; i++) {
-		struct queue *q = &queues[i];
-		struct vhost_vring_state num = { i, QUEUE_SIZE };
-		struct vhost_vring_state next = { i, base };
-		struct vhost_vring_state on = { i, 1 };
-		struct vhost_vring_file kick = { i, q->kick };
-		struct vhost_vring_file answer = { i, q->call };
-		struct vhost_vring_addr addr = {
-			.index = i,
-			.desc_user_addr = (uintptr_t)q->ring.desc,
-			.avail_user_addr = (uintptr_t)q->ring.avail,
-			.used_user_addr = (uintptr_t)q->ring.used,
-		};
-
-		if (q->ring.avail) {
-			q->ring.avail->idx = base;
-			q->ring.used->idx = base;
-		}
-		need(!call(VHOST_SET_VRING_NUM, &num), "VHOST_SET_VRING_NUM");
-		need(!call(VHOST_SET_VRING_BASE, &next), "VHOST_SET_VRING_BASE");
-		need(!call(VHOST_SET_VRING_ADDR, &addr), "VHOST_SET_VRING_ADDR");
-		need(!call(VHOST_SET_VRING_KICK, &kick), "VHOST_SET_VRING_KICK");
-		need(!call(VHOST_SET_VRING_CALL, &answer), "VHOST_SET_VRING_CALL");
-		need(!call(VHOST_VDPA_SET_VRING_ENABLE, &on), "enable");
-	}
-}
-
-static int driver_ok(void)
-{
-	return set_status(status() | VIRTIO_CONFIG_S_DRIVER_OK);
-}
-
-static void kick(struct queue *q)
-{
-	__u64 one = 1;
-
-	need(write(q->kick, &one, sizeof(one)) == sizeof(one), "kick");
-}
-
-/* Puts a request of `len` bytes into the ring, with room for a reply. */
-static void submit(struct queue *q, const void *request, __u32 len)
-{
-	__u16 idx = q->ring.avail->idx;
-
-	memcpy(q->request, request, len);
-	memset(q->reply, 0xee, sizeof(*q->reply));
-	q->ring.desc[0] = (struct vring_desc){
-		(uintptr_t)q->request, len, VRING_DESC_F_NEXT, 1
-	};
-	q->ring.desc[1] = (struct vring_desc){
-		(uintptr_t)q->reply, sizeof(*q->reply), VRING_DESC_F_WRITE, 0
-	};
-	q->ring.avail->ring[idx % QUEUE_SIZE] = 0;
-	__atomic_store_n(&q->ring.avail->idx, idx + 1, __ATOMIC_RELEASE);
-}
-
-static bool answered(struct queue *q, int ms)
-{
-	__u16 *used = &q->ring.used->idx;
-
-	return signalled(q->call, ms) &&
-	       __atomic_load_n(used, __ATOMIC_ACQUIRE) == q->ring.avail->idx;
-}
-
-struct message {
-	struct virtio_balloon_deferred_hdr hdr;
-	struct virtio_balloon_deferred_range ranges[2];
-};
-
-static bool replied(struct queue *q, __u32 state, __u32 done)
-{
-	return answered(q, ANSWER_MS) && q->reply->status == state &&
-	       q->reply->done == done;
-}
-
-static bool send_message(int queue, __u32 type, __u32 count,
-			 __u64 start, __u64 len, __u32 state,
-			 __u32 done)
-{
-	struct queue *q = &queues[queue];
-	struct message message = {
-		{ .type = type, .count = count }, { { start, len } }
-	};
-
-	submit(q, &message, sizeof(message.hdr) +
-			    count * sizeof(message.ranges[0]));
-	kick(q);
-	return replied(q, state, done);
-}
 
 /* What a VMM asks before a guest runs, and what needs no rings. */
 static void test_registers(void)
@@ -331,103 +104,6 @@ static void test_no_ram(void)
 	   !set_status(0) && status() == 0, "until it is reset");
 }
 
-static void map_ram(const char *group)
-{
-	struct vfio_iommu_type1_dma_map map = {
-		.argsz = sizeof(map),
-		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-		.vaddr = RAM_BASE,
-		.iova = RAM_BASE,
-		.size = RAM_SIZE,
-	};
-	int container = open("/dev/vfio/vfio", O_RDWR);
-	char name[64];
-	int group_fd;
-
-	need(container >= 0, "/dev/vfio/vfio");
-	snprintf(name, sizeof(name), "/dev/vfio/%s", group);
-	group_fd = open(name, O_RDWR);
-	need(group_fd >= 0, name);
-	need(!ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &container),
-	     "VFIO_GROUP_SET_CONTAINER");
-	need(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU),
-	     "VFIO_SET_IOMMU");
-	need(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "VFIO_IOMMU_MAP_DMA");
-}
-
-static void lay_out_queues(void)
-{
-	for (int i = 0; i < QUEUES; i++) {
-		struct queue *q = &queues[i];
-		__u8 *at = ram + i * (1 << 20);
-
-		vring_init(&q->ring, QUEUE_SIZE, at, 4096);
-		q->request = at + (512 << 10);
-		q->reply = (void *)(at + (516 << 10));
-	}
-}
-
-/*
- * A reset waits for an access to guest memory that has begun, and lets none
- * begin after it.  The page fault of the request or of the reply, which this
- * process answers itself, stands for a slow access.
- */
-static void test_slow_access(int uffd, int desc, __u64 addr)
-{
-	static const char *const names[] = { "request", "reply" };
-	struct virtio_balloon_deferred_hdr empty = {
-		.type = VIRTIO_BALLOON_DEFERRED_INFLATE
-	};
-	struct uffdio_register area = {
-		.range = { addr, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING
-	};
-	struct uffdio_zeropage zero = { .range = area.range };
-	struct pollfd fault = { .fd = uffd, .events = POLLIN };
-	struct queue *q = &queues[INFLATE];
-	struct uffd_msg message;
-	int state = -1;
-	pid_t pid;
-
-	need(!ioctl(uffd, UFFDIO_REGISTER, &area), "UFFDIO_REGISTER");
-	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
-	submit(q, &empty, sizeof(empty));
-	q->ring.desc[desc].addr = addr;
-	kick(q);
-	need(poll(&fault, 1, ANSWER_MS) == 1, "page fault");
-	need(read(uffd, &message, sizeof(message)) == sizeof(message),
-	     "page fault");
-	pid = fork();
-	need(pid >= 0, "fork");
-	if (!pid)
-		_exit(set_status(0));
-	poll(NULL, 0, SILENCE_MS);
-	ok(waitpid(pid, NULL, WNOHANG) == 0, "a reset waits for a slow %s",
-	   names[desc]);
-	need(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero), "UFFDIO_ZEROPAGE");
-	waitpid(pid, &state, 0);
-	poll(NULL, 0, SILENCE_MS);
-	ok(state == 0 && status() == 0 && q->ring.used->idx == desc,
-	   "then it comes back, and %s is answered", desc ? "all" : "nothing");
-}
-
-static void test_reset_waits(void)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (uffd < 0) {
-		printf("ok %d # SKIP no userfaultfd: %s\n", ++tests,
-		       strerror(errno));
-		return;
-	}
-	need(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API");
-	/* Pages that were never touched: nothing is mapped before a commit. */
-	test_slow_access(uffd, 0, RAM_BASE + HALF);
-	test_slow_access(uffd, 1, RAM_BASE + HALF + 4096);
-	close(uffd);
-}
-
 static void test_messages(void)
 {
 	struct queue *inflate = &queues[INFLATE], *deflate = &queues[DEFLATE];
@@ -497,70 +173,6 @@ static void test_stock_driver(void)
 	   "its PFNs are acknowledged, with nothing written");
 }
 
-static void test_hostile(void)
-{
-	struct queue *q = &queues[INFLATE];
-	struct message commit = { .hdr.type = VIRTIO_BALLOON_DEFERRED_COMMIT };
-	int own_call = q->call;
-
-	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
-	submit(q, &commit, sizeof(commit.hdr));
-	q->ring.desc[0].next = 0;
-	kick(q);
-	ok(signalled(config_call, ANSWER_MS) &&
-	   status() & VIRTIO_CONFIG_S_NEEDS_RESET, "a loop breaks the device");
-	submit(q, &commit, sizeof(commit.hdr));
-	kick(q);
-	ok(!answered(q, SILENCE_MS), "a broken device serves nothing");
-
-	/* An interrupt that is its own kick must not deadlock. */
-	q->call = q->kick;
-	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
-	submit(q, &commit, sizeof(commit.hdr));
-	kick(q);
-	for (int waited = 0; waited < ANSWER_MS && q->ring.used->idx != 1;
-	     waited += 10)
-		poll(NULL, 0, 10);
-	ok(__atomic_load_n(&q->ring.used->idx, __ATOMIC_ACQUIRE) == 1,
-	   "one eventfd as kick and interrupt");
-	q->call = own_call;
-	set_status(0);
-}
-
-/* After a reset the rings are other memory: nothing late may be written. */
-static void test_reset_race(void)
-{
-	static const __u32 types[] = {
-		VIRTIO_BALLOON_DEFERRED_INFLATE, VIRTIO_BALLOON_DEFERRED_COMMIT
-	};
-	const size_t used = 4 + QUEUE_SIZE * sizeof(struct vring_used_elem);
-	struct queue *q = &queues[INFLATE];
-	int written = 0, answers = 0;
-
-	srand(1);
-	for (int i = 0; i < RACES; i++) {
-		struct virtio_balloon_deferred_hdr hdr = { .type = types[i % 2] };
-		__u8 *bytes = (void *)q->ring.used;
-
-		start(F_COMMON | F_DEFERRED, 0);
-		driver_ok();
-		submit(q, &hdr, sizeof(hdr));
-		kick(q);
-		usleep(rand() % 1000);
-		set_status(0);
-		answers += q->ring.used->idx;
-		memset(bytes, 0xa5, used);
-		memset(q->reply, 0xa5, sizeof(*q->reply));
-		usleep(2000);
-		written += bytes[2] != 0xa5 || bytes[4] != 0xa5 ||
-			   q->reply->done != 0xa5a5a5a5;
-	}
-	ok(!written, "%d of %d rings written after a reset (%d answers before)",
-	   written, RACES, answers);
-}
-
 /* Says "ready", then waits for the order to go on. */
 static void checkpoint(int *ready, int *go)
 {
@@ -619,8 +231,8 @@ static void test_death(void)
 
 int main(int argc, char **argv)
 {
-	if (argc < 2 || argc > 3) {
-		fprintf(stderr, "usage: %s /dev/vhost-vdpa-N [VFIO-GROUP]\n",
+	if (argc < 2 || argc > 4) {
+		fprintf(stderr, "usage: %s /dev/vhost-vdpa-N [VFIO-GROUP [stalls]]\n",
 			argv[0]);
 		return 2;
 	}
@@ -633,14 +245,15 @@ int main(int argc, char **argv)
 	}
 
 	open_device();
+	if (argc > 3) {
+		need(!call(VHOST_SET_OWNER, NULL), "VHOST_SET_OWNER");
+		map_ram(argv[2]);
+		test_stalls();
+		goto out;
+	}
 	test_registers();
 	test_no_ram();
 	if (argc > 2) {
-		ram = mmap((void *)RAM_BASE, RAM_SIZE, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
-			   -1, 0);
-		need(ram == (void *)RAM_BASE, "mmap");
-		lay_out_queues();
 		map_ram(argv[2]);
 		test_reset_waits();
 		test_messages();
@@ -648,9 +261,10 @@ int main(int argc, char **argv)
 		test_hostile();
 		test_reset_race();
 	} else {
-		printf("ok %d # SKIP messages: no VFIO group given\n", ++tests);
+		skip("messages: no VFIO group given");
 	}
 	test_death();
+out:
 	close(fd);
 
 	printf("1..%d\n", tests);

@@ -218,13 +218,24 @@ def fallback(new):
     vfio.unmap_memory(ram, SIZE)
 
 
-@container.test("I3", "the module's device stays whole when driven as a VMM drives it")
-def vdpa_device(_):
+def vdpa_ioctl(*words):
+    """Runs tests/host/vdpa_ioctl.c; what failed in it fails here."""
     address = host.find_device(host.EDU)
     grp = (host.DEVICES / address / "iommu_group").resolve().name
-    done = subprocess.run(["/payload/vdpa_ioctl", BALLOON, grp], text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(["/payload/vdpa_ioctl", BALLOON, grp, *words], text=True,
+                          check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     bad = [line for line in done.stdout.splitlines()
            if line.startswith(("not ok", "Bail out!"))]
     equal("what failed", bad, [])
     equal("exit status", done.returncode, 0)
+
+
+@container.test("I3", "the module's device stays whole when driven as a VMM drives it")
+def vdpa_device(_):
+    vdpa_ioctl()
+
+
+@container.test("I3", "no driver, VMM or administrator waits for a mapping that does not end")
+def stalls(_):
+    with bed.knobs_set(threshold_mib=4096, fallback_timeout_ms=86_400_000):
+        vdpa_ioctl("stalls")
