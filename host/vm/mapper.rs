@@ -246,10 +246,13 @@ impl Vm {
             )?;
             let task = Task::spawn(worker, c"vfio-deferred")?;
             let mut state = self.state.lock();
-            if let Err(e) = state.workers.push(task, GFP_KERNEL) {
+            // Not by a `push` that fails: it would drop the task, which waits for the
+            // thread, which waits for the lock.
+            if let Err(e) = state.workers.reserve(1, GFP_KERNEL) {
                 drop(state);
                 return Err(e.into());
             }
+            state.workers.push(task, GFP_KERNEL)?;
         }
         Ok(())
     }
