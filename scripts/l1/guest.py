@@ -81,6 +81,7 @@ class Guest:
     cmdline   appended to the kernel's command line
     args      further words for QEMU's command line
     devices   PCI addresses in L1 to assign, instead of the edu device's
+    balloon   in mode deferred, words for another balloon device than the first
     prefix    words put before QEMU, such as ("prlimit", "--memlock=...")
     stubborn  if L2's kernel does not get as far as its init, reset L2 and try
               again: on an emulated processor it hangs or resets itself at times
@@ -90,7 +91,8 @@ class Guest:
 
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
                  modules=(), files=None, init=None, cmdline="", args=(),
-                 devices=None, prefix=(), name=None, stubborn=True):
+                 devices=None, balloon=BALLOON, prefix=(), name=None,
+                 stubborn=True):
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
         self.mode = mode
@@ -118,7 +120,7 @@ class Guest:
                     "-device", "virtconsole,chardev=shell",
                     "-mon", "chardev=qmp,mode=control"]
         if mode == "deferred":
-            command += BALLOON
+            command += balloon
         if mode != "floor":
             for address in devices or [host.find_device(host.EDU)]:
                 command += ["-device", f"vfio-pci,host={address}"]

@@ -58,20 +58,27 @@ def unload_deferred():
         run("rmmod", MODULE)
 
 
-def find_device(ident):
-    """The PCI address of a device given as vendor:device."""
+def find_devices(ident):
+    """The PCI addresses of all devices given as vendor:device."""
     vendor, device = (int(part, 16) for part in ident.split(":"))
-    for path in sorted(DEVICES.iterdir()):
-        if (int((path / "vendor").read_text(), 16) == vendor
-                and int((path / "device").read_text(), 16) == device):
-            return path.name
-    raise RuntimeError(f"L1 has no PCI device {ident}: see vm.py --device")
+    return [path.name for path in sorted(DEVICES.iterdir())
+            if int((path / "vendor").read_text(), 16) == vendor
+            and int((path / "device").read_text(), 16) == device]
 
 
-def bind_to_vfio(ident=EDU):
-    """Binds a device to vfio-pci; returns its PCI address."""
+def find_device(ident):
+    """The PCI address of the first of them."""
+    found = find_devices(ident)
+    if not found:
+        raise RuntimeError(f"L1 has no PCI device {ident}: see vm.py --device")
+    return found[0]
+
+
+def bind_to_vfio(ident=EDU, address=None):
+    """Binds a device to vfio-pci, the first or that at an address; returns its PCI
+    address."""
     run("modprobe", "vfio-pci")
-    address = find_device(ident)
+    address = address or find_device(ident)
     path = DEVICES / address
     driver = path / "driver"
     if driver.exists() and driver.resolve().name == "vfio-pci":
