@@ -177,7 +177,10 @@ def qemu_command(run, payload, args, accel):
                     "-chardev", "stdio,id=results,signal=off",
                     "-serial", "chardev:results"]
     for device in args.device:
-        if device == "nvme":
+        if device == "nvme" and args.nvme_image:
+            # A copy, and no more of it than is in use.
+            subprocess.run(["cp", "--sparse=always", args.nvme_image, scratch], check=True)
+        elif device == "nvme":
             with open(scratch, "wb") as file:
                 file.truncate(1 << 30)
         command += [word.format(scratch=scratch) for word in DEVICES[device]]
@@ -262,6 +265,8 @@ def arguments():
         sub.add_argument("--cpus", type=int, default=2, help="of L1 (%(default)s)")
         sub.add_argument("--device", action="append", choices=DEVICES,
                          help="to be assigned, repeatable (default: edu)")
+        sub.add_argument("--nvme-image", type=Path, metavar="FILE",
+                         help="what is on the nvme device's disk, instead of nothing")
         sub.add_argument("--add", action="append", type=Path, default=[],
                          metavar="FILE", help="copied into /payload, repeatable")
         sub.add_argument("--append", action="append", default=[], metavar="WORD",

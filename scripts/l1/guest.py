@@ -34,6 +34,9 @@ BALLOON = ("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0")
 BOOT = 90
 BOOTS = 3
 
+# What a kernel prints just before its init runs, whatever that is.
+LAST_OF_KERNEL = "Key type encrypted registered"
+
 # The console is a serial port, so a line costs up to 0.1 s: notices and worse are
 # printed ("Linux version" is one), the rest is in dmesg. Emulated processors stand
 # still at times; that is no fault of the guest.
@@ -83,6 +86,7 @@ class Guest:
     devices   PCI addresses in L1 to assign, instead of the edu device's
     balloon   in mode deferred, words for another balloon device than the first
     prefix    words put before QEMU, such as ("prlimit", "--memlock=...")
+    initrd    path of an initramfs, instead of one made of the four above
     stubborn  if L2's kernel does not get as far as its init, reset L2 and try
               again: on an emulated processor it hangs or resets itself at times
               in its first second, in every mode
@@ -90,7 +94,7 @@ class Guest:
     """
 
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
-                 modules=(), files=None, init=None, cmdline="", args=(),
+                 modules=(), files=None, init=None, initrd=None, cmdline="", args=(),
                  devices=None, balloon=BALLOON, prefix=(), name=None,
                  stubborn=True):
         if mode not in MODES:
@@ -100,6 +104,7 @@ class Guest:
         self.times = {}
         self._exit_status = None
         self._booted = not stubborn
+        self._alive = LAST_OF_KERNEL if initrd else "L2: init"
         stem = SOCKETS / f"l2-{self.name}"
         self.console = Channel(f"{stem}.console", log=RESULTS / f"{self.name}.console")
         self._shell = Channel(f"{stem}.shell")
@@ -126,7 +131,8 @@ class Guest:
                 command += ["-device", f"vfio-pci,host={address}"]
         if paused:
             command.append("-S")
-        command += ["-kernel", str(KERNEL), "-initrd", str(l2_image(modules, files, init)),
+        initrd = initrd or l2_image(modules, files, init)
+        command += ["-kernel", str(KERNEL), "-initrd", str(initrd),
                     "-append", f"{CMDLINE} {cmdline}", *args]
         self.started = time.monotonic()
         with open(RESULTS / f"{self.name}.qemu", "wb") as log:
@@ -164,14 +170,14 @@ class Guest:
         return when, line
 
     def _boot(self):
-        """Sees to it that L2 reaches its init; from then on a reset ends QEMU."""
+        """Sees to it that L2's kernel boots; from then on a reset ends QEMU."""
         if self._booted:
             return
         self._booted = True
         self.wait_qmp()
         for left in reversed(range(BOOTS)):
             try:
-                self.console.wait("L2: init", BOOT)
+                self.console.wait(self._alive, BOOT)
                 break
             except TimeoutError:
                 if not left:
