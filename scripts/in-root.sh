@@ -30,6 +30,8 @@ enter='
 	set -e
 	root=$1 top=$2 src=$3 dir=$4
 	shift 4
+	# A mount of its own, so that in it mounts can be made private, too.
+	mount --bind "$root" "$root"
 	mkdir -p "$root$src"
 	mount -t proc proc "$root/proc"
 	mount --rbind /dev "$root/dev"

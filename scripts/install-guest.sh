@@ -38,12 +38,19 @@ depmod --basedir "${root:-/}" "$kver"
 guest_has() {
 	[ -x "$root/usr/sbin/$1" ] || [ -x "$root/usr/bin/$1" ]
 }
+# What makes an initramfs reads /proc, and dracut /dev/fd as well; nobody else sees what is
+# mounted here.
 in_guest() {
-	if [ -n "$root" ]; then
-		chroot "$root" "$@"
-	else
-		"$@"
-	fi
+	# shellcheck disable=SC2016 # The inner shell expands these.
+	unshare --mount bash -ec '
+		root=$1
+		shift
+		if [ -n "$root" ]; then
+			mount -t proc proc "$root/proc"
+			mount --rbind /dev "$root/dev"
+		fi
+		exec chroot "$root/" "$@"
+	' in-guest "$root" "$@"
 }
 if guest_has update-initramfs; then
 	# "-u" alone does nothing where there is no image yet.
