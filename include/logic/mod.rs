@@ -22,6 +22,7 @@
 )]
 
 pub(crate) mod chain;
+pub(crate) mod command;
 mod extents;
 mod le;
 pub(crate) mod memory;

@@ -7,6 +7,8 @@
 mod logic;
 
 #[cfg(test)]
+mod command;
+#[cfg(test)]
 mod protocol;
 #[cfg(test)]
 mod range_set;
