@@ -23,9 +23,12 @@ use kernel::{
 use crate::{
     iommu::Iommu,
     knobs::KNOBS,
-    logic::range::{
-        Align,
-        Range, //
+    logic::{
+        command::Need,
+        range::{
+            Align,
+            Range, //
+        },
     },
     type1::{
         self,
@@ -170,7 +173,8 @@ impl Container {
         ) else {
             return direct();
         };
-        let plain = user::is_plain_ram(vaddrs);
+        // Another process may have been given the container: its memory is not the VM's.
+        let plain = vm.is_current() && user::is_plain_ram(vaddrs);
         if plain
             && !ops.ungated
             && self.may_defer(&map, iova)?
@@ -360,22 +364,51 @@ impl Container {
     }
 
     /// A device is about to master the bus: see [`Vm::open_gate`].
-    pub(crate) fn open_gate(&self) -> Result {
-        let mut ops = self.ops.lock();
-        if let Some(vm) = &ops.vm {
-            vm.open_gate()?;
+    pub(crate) fn open_gate(&self, need: Need) -> Result {
+        let vm = {
+            let mut ops = self.ops.lock();
+            if ops.vm.is_none() {
+                // With this it stays without one.
+                ops.masters += 1;
+                return Ok(());
+            }
+            ops.vm.clone()
+        };
+        if let Some(vm) = vm {
+            // Without the lock: this may take long.
+            vm.open_gate(need)?;
         }
-        ops.masters += 1;
+        self.ops.lock().masters += 1;
         Ok(())
     }
 
-    /// A device no longer masters the bus.
-    pub(crate) fn close_gate(&self) {
+    /// A device no longer masters the bus for which `open_gate` was called.
+    pub(crate) fn close_gate(&self, need: Need) {
         let mut ops = self.ops.lock();
         ops.masters = ops.masters.saturating_sub(1);
         if let Some(vm) = &ops.vm {
-            vm.close_gate();
+            vm.close_gate(need);
         }
+    }
+
+    /// Whether its VM is in the firmware phase: see [`crate::logic::command`].
+    pub(crate) fn in_firmware(&self) -> bool {
+        let vm = self.ops.lock().vm.clone();
+        vm.is_some_and(|vm| vm.in_firmware())
+    }
+
+    /// The operating system of its VM has shown itself.
+    pub(crate) fn end_firmware(&self) {
+        let vm = self.ops.lock().vm.clone();
+        if let Some(vm) = vm {
+            vm.end_firmware();
+        }
+    }
+
+    /// Whether it belongs to `vm`.
+    pub(crate) fn is_of(&self, vm: &Vm) -> bool {
+        let ops = self.ops.lock();
+        ops.vm.as_deref().is_some_and(|own| core::ptr::eq(own, vm))
     }
 
     /// A device that the gate cannot hold back is opened.

@@ -36,6 +36,7 @@ pub(crate) struct Knobs {
     premap_at_start: Atomic<bool>,
     populate: Atomic<bool>,
     gate_policy: Atomic<bool>,
+    firmware: Atomic<bool>,
     gate: Atomic<bool>,
     hold: Atomic<bool>,
 }
@@ -52,6 +53,7 @@ pub(crate) static KNOBS: Knobs = Knobs {
     premap_at_start: Atomic::new(false),
     populate: Atomic::new(true),
     gate_policy: Atomic::new(false),
+    firmware: Atomic::new(false),
     gate: Atomic::new(true),
     hold: Atomic::new(false),
 };
@@ -119,6 +121,11 @@ impl Knobs {
     /// Whether processes without a balloon are deferred, too: policy "gate".
     pub(crate) fn gate_policy(&self) -> bool {
         self.gate_policy.load(Relaxed)
+    }
+
+    /// Whether firmware may use devices with RAM below 4 GiB mapped only.
+    pub(crate) fn firmware(&self) -> bool {
+        self.firmware.load(Relaxed)
     }
 
     /// Whether the bus-master gate holds devices back (off: for tests only).
@@ -192,6 +199,7 @@ impl Knobs {
                 Ok(())
             },
         ),
+        boolean!(c"firmware", firmware),
         // A debug knob: with it off, a device may lose DMA without a word.
         boolean!(c"gate", gate).mode(0o600),
         // A debug knob: taken off, it lets the balloons that it has held go on.

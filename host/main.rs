@@ -7,7 +7,7 @@
 //! - [`driver`], [`container`], [`gate`]: what the VFIO core and VMMs call,
 //! - [`vdpa`], [`balloon`]: the balloon device, which the guest calls,
 //! - [`vm`]: where both meet; it knows what is mapped and maps the rest,
-//! - [`type1`], [`task`], [`wait`], [`user`], [`info`], [`uapi`],
+//! - [`type1`], [`pci`], [`task`], [`wait`], [`user`], [`info`], [`uapi`],
 //!   [`ratelimit`]: what they use,
 //! - [`knobs`], [`sysfs`]: the administrator's side,
 //! - [`logic`]: tables, rings and messages without a kernel.
@@ -32,6 +32,7 @@ mod kobject;
 #[path = "../include/logic/mod.rs"]
 #[expect(dead_code, reason = "each module uses a part of it")]
 mod logic;
+mod pci;
 mod populate;
 mod ratelimit;
 mod sysfs;

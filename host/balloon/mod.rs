@@ -181,6 +181,8 @@ impl Backend for Balloon {
 
     fn driver_ok(&self, features: u64) -> Result {
         let worker = self.worker().ok_or(ENODEV)?;
+        // Firmware has no driver for a balloon.
+        worker.vm.end_firmware();
         if features & spec::F_DEFERRED != 0 {
             let session = self.front.session();
             session.set_lowest(worker.vm.lowest_unmapped());

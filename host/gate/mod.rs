@@ -5,12 +5,15 @@
 //!
 //! vfio-pci clears bus mastering when a device is opened, and user space can set
 //! it only through the device's config space. An open device therefore gets a
-//! copy of its operations whose `write` looks for the bit first.
+//! copy of its operations whose `read` and `write` look at `PCI_COMMAND`; see
+//! [`device`] for what they do then. A device that cannot have one does not open.
 //!
 //! Lock order: `GATES` is a leaf; it is not held while the gate waits.
 //!
 //! Source: `include/linux/vfio.h`, `include/linux/vfio_pci_core.h` (regions),
 //! `drivers/vfio/vfio_main.c`.
+
+mod device;
 
 use core::ptr::{
     addr_of_mut,
@@ -19,27 +22,39 @@ use core::ptr::{
 
 use kernel::{
     bindings::loff_t,
-    ffi::c_char,
+    ffi::{
+        c_char,
+        c_int, //
+    },
     prelude::*,
     sync::{
         global_lock,
         Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
 };
 
 use crate::{
     bindings,
     container::Container,
-    user, //
+    pci::PciDevice,
+    vm::Vm, //
 };
+
+use device::Device;
 
 /// `VFIO_PCI_OFFSET_SHIFT`: a file offset is a region's index and an offset in it.
 const REGION_SHIFT: u32 = 40;
 /// Where the bus-master bit is in config space: the low byte of `PCI_COMMAND`.
 const COMMAND: u64 = bindings::PCI_COMMAND as u64;
-const MASTER: u8 = bindings::PCI_COMMAND_MASTER as u8;
 
-/// A driver's operations with the gate's `write`, and the originals.
+// The logic restates the header.
+const _: () = assert!(crate::logic::command::MASTER as u32 == bindings::PCI_COMMAND_MASTER);
+
+/// A driver's operations with the gate's `read` and `write`, and the originals.
 ///
 /// They are shared by all devices of the driver and live until this module goes:
 /// the VFIO core may still look at them when a device has just been closed.
@@ -53,25 +68,50 @@ struct GatedOps {
 /// An open device.
 struct Gate {
     vdev: NonNull<bindings::vfio_device>,
-    container: Arc<Container>,
-    /// It has been let through.
-    open: bool,
+    device: Arc<Device>,
+}
+
+/// A device whose opening is going to fail.
+struct Refused {
+    vdev: NonNull<bindings::vfio_device>,
+    original: *const bindings::vfio_device_ops,
 }
 
 struct Gates {
-    devices: KVec<Gate>,
+    open: KVec<Gate>,
+    /// Counts the changes of `open`.
+    changes: u64,
     drivers: KVec<KBox<GatedOps>>,
+    refused: Option<Refused>,
 }
 
 // SAFETY: The pointers are to objects that may be used from any thread.
 unsafe impl Send for Gates {}
 
 global_lock! {
-    // SAFETY: Initialised in `init`, before any device can be opened through us.
+    // SAFETY: Initialised in `Registration::new`, before any device can be opened through us.
     unsafe(uninit) static GATES: Mutex<Gates> = Gates {
-        devices: KVec::new(),
+        open: KVec::new(),
+        changes: 0,
         drivers: KVec::new(),
+        refused: None,
     };
+}
+
+/// Operations of a device that does not open.
+struct Refusal(bindings::vfio_device_ops);
+
+// SAFETY: They are constant.
+unsafe impl Sync for Refusal {}
+
+static REFUSAL: Refusal = Refusal(bindings::vfio_device_ops {
+    open_device: Some(refuse_open),
+    // SAFETY: All other fields are pointers: zero is `None` and NULL.
+    ..unsafe { core::mem::zeroed() }
+});
+
+extern "C" fn refuse_open(_vdev: *mut bindings::vfio_device) -> c_int {
+    ENOMEM.to_errno()
 }
 
 /// Makes the gate usable, and frees what it has collected on drop.
@@ -91,82 +131,154 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Devices hold a reference to this module, so there are none.
-        GATES.lock().drivers = KVec::new();
+        let drivers = core::mem::take(&mut GATES.lock().drivers);
+        if !drivers.is_empty() {
+            // A device that is being unbound may have had a pointer to them looked up
+            // just before it was closed: the core uses that without a lock, and
+            // without sleeping between the look-up and the use.
+            // SAFETY: Process context, no locks held.
+            unsafe { bindings::synchronize_rcu_tasks() };
+        }
     }
 }
 
 /// Puts the gate in front of a device that is being opened.
 ///
-/// A device that cannot have one (not PCI, no memory) opens only once everything
-/// is mapped; should that fail, the log says that DMA will be lost.
+/// A device that is not a PCI device opens only once everything is mapped. If that,
+/// or memory for the gate, is not to be had, the opening fails.
 ///
 /// # Safety
 ///
 /// `vdev` is in its first open: nobody has a descriptor of it yet.
 pub(crate) unsafe fn install(container: Arc<Container>, vdev: *mut bindings::vfio_device) {
+    let Some(vdev) = NonNull::new(vdev) else {
+        return;
+    };
     // SAFETY: As this function's.
-    let result = unsafe { try_install(&container, vdev) };
-    if let Err(e) = result.or_else(|_| container.open_ungated()) {
-        pr_err!(
-            "a device without a bus-master gate was opened, and memory is not mapped ({e:?})\n"
-        );
+    let pci = unsafe { PciDevice::get((*vdev.as_ptr()).dev) };
+    let result = match pci {
+        // SAFETY: As this function's.
+        Some(pci) => unsafe { try_install(&container, vdev, pci) },
+        None => container.open_ungated(),
+    };
+    if let Err(e) = result {
+        pr_err!("a device cannot be opened behind the bus-master gate: {e:?}\n");
+        // SAFETY: As this function's.
+        unsafe { refuse(vdev) };
     }
 }
 
 /// # Safety
 ///
 /// As [`install`].
-unsafe fn try_install(container: &Arc<Container>, vdev: *mut bindings::vfio_device) -> Result {
-    let vdev = NonNull::new(vdev).ok_or(EINVAL)?;
-    // SAFETY: `vdev` is valid, and so is its device.
-    let (is_pci, original) = unsafe {
-        (
-            bindings::dev_is_pci((*vdev.as_ptr()).dev),
-            (*vdev.as_ptr()).ops,
-        )
-    };
-    if !is_pci {
-        return Err(ENODEV);
-    }
+unsafe fn try_install(
+    container: &Arc<Container>,
+    vdev: NonNull<bindings::vfio_device>,
+    pci: PciDevice,
+) -> Result {
+    let device = Device::new(pci, container.clone())?;
     let mut gates = GATES.lock();
     // SAFETY: A registered device has operations.
-    let ops = unsafe { gates.ops_for(original)? };
-    gates.devices.push(
-        Gate {
-            vdev,
-            container: container.clone(),
-            open: false,
-        },
-        GFP_KERNEL,
-    )?;
+    let ops = unsafe { gates.ops_for((*vdev.as_ptr()).ops)? };
+    gates.open.push(Gate { vdev, device }, GFP_KERNEL)?;
+    gates.changes = gates.changes.wrapping_add(1);
     // SAFETY: Nobody calls the operations of a device in its first open but the
     // opener itself; others may read the pointer, and both values are valid.
-    unsafe { addr_of_mut!((*vdev.as_ptr()).ops).write_volatile(ops) };
+    unsafe { set_ops(vdev, ops) };
     Ok(())
 }
 
-/// Takes the gate away from a device that is being closed.
+/// Makes the opening of a device fail.
+///
+/// # Safety
+///
+/// As [`install`].
+unsafe fn refuse(vdev: NonNull<bindings::vfio_device>) {
+    loop {
+        let mut gates = GATES.lock();
+        if gates.refused.is_none() {
+            // SAFETY: A registered device has operations.
+            let original = unsafe { (*vdev.as_ptr()).ops };
+            gates.refused = Some(Refused { vdev, original });
+            // SAFETY: As in `try_install`.
+            unsafe { set_ops(vdev, &REFUSAL.0) };
+            return;
+        }
+        drop(gates);
+        // Another opening is failing at this moment, which waits for nothing.
+        fsleep(Delta::from_millis(1));
+    }
+}
+
+/// # Safety
+///
+/// `vdev` is valid, and nobody but its opener calls its operations.
+unsafe fn set_ops(vdev: NonNull<bindings::vfio_device>, ops: *const bindings::vfio_device_ops) {
+    // SAFETY: As this function's.
+    unsafe { addr_of_mut!((*vdev.as_ptr()).ops).write_volatile(ops) };
+}
+
+/// Takes the gate away from a device that is being closed, or could not be opened.
 ///
 /// # Safety
 ///
 /// `vdev` is in its last close: no descriptor is left.
 pub(crate) unsafe fn remove(vdev: *mut bindings::vfio_device) {
-    let gate = {
+    let device = {
         let mut gates = GATES.lock();
-        let index = gates.devices.iter().position(|g| g.vdev.as_ptr() == vdev);
-        let Some(gate) = index.and_then(|i| gates.devices.remove(i).ok()) else {
+        if let Some(refused) = gates.refused.take_if(|r| r.vdev.as_ptr() == vdev) {
+            // SAFETY: As this function's.
+            unsafe { set_ops(refused.vdev, refused.original) };
+            return;
+        }
+        let index = gates.open.iter().position(|g| g.vdev.as_ptr() == vdev);
+        let Some(gate) = index.and_then(|i| gates.open.remove(i).ok()) else {
             return;
         };
+        gates.changes = gates.changes.wrapping_add(1);
         // SAFETY: `vdev` is valid; `install` has put a `GatedOps` there.
         unsafe {
             let gated = (*vdev).ops.cast::<GatedOps>();
-            addr_of_mut!((*vdev).ops).write_volatile((*gated).original);
+            set_ops(gate.vdev, (*gated).original);
         }
-        gate
+        gate.device
     };
-    if gate.open {
-        gate.container.close_gate();
+    device.closed();
+}
+
+/// Calls `f` for each open device of the VM, for some more than once.
+fn each_of(vm: &Vm, f: impl Fn(&Device)) {
+    let mut index = 0;
+    let mut changes = GATES.lock().changes;
+    loop {
+        let gates = GATES.lock();
+        if gates.changes != changes {
+            // Devices have come or gone: none must be missed.
+            changes = gates.changes;
+            index = 0;
+        }
+        let Some(gate) = gates.open.get(index) else {
+            return;
+        };
+        let device = gate.device.clone();
+        drop(gates);
+        if device.container().is_of(vm) {
+            f(&device);
+        }
+        index += 1;
     }
+}
+
+/// Memory of the VM outside the balloon could not be mapped: none of its devices
+/// masters the bus any more. May sleep.
+pub(crate) fn silence(vm: &Vm) {
+    each_of(vm, Device::silence);
+}
+
+/// The VM's firmware phase is over: what firmware left mastering the bus may do so
+/// no longer. May sleep.
+pub(crate) fn end_early(vm: &Vm) {
+    each_of(vm, Device::end_early);
 }
 
 impl Gates {
@@ -181,6 +293,8 @@ impl Gates {
     ) -> Result<*const bindings::vfio_device_ops> {
         // SAFETY: As this function's; the structure is plain data.
         let mut ops = unsafe { original.read() };
+        ops.read.ok_or(ENODEV)?;
+        ops.read = Some(read);
         ops.write.ok_or(ENODEV)?;
         ops.write = Some(write);
 
@@ -196,10 +310,6 @@ impl Gates {
         self.drivers.push(gated, GFP_KERNEL)?;
         Ok(pointer)
     }
-
-    fn device(&mut self, vdev: *mut bindings::vfio_device) -> Option<&mut Gate> {
-        self.devices.iter_mut().find(|g| g.vdev.as_ptr() == vdev)
-    }
 }
 
 fn bytes_of(ops: &bindings::vfio_device_ops) -> &[u8] {
@@ -212,6 +322,59 @@ fn bytes_of(ops: &bindings::vfio_device_ops) -> &[u8] {
     }
 }
 
+/// The driver's own operations of an open device.
+///
+/// # Safety
+///
+/// `vdev` is an open device whose operations are a [`GatedOps`].
+unsafe fn original<'a>(vdev: *mut bindings::vfio_device) -> &'a bindings::vfio_device_ops {
+    // SAFETY: As this function's; the driver's operations outlive its devices.
+    unsafe { &*(*(*vdev).ops.cast::<GatedOps>()).original }
+}
+
+/// The gate of an open device.
+fn device(vdev: *mut bindings::vfio_device) -> Option<Arc<Device>> {
+    let gates = GATES.lock();
+    let gate = gates.open.iter().find(|g| g.vdev.as_ptr() == vdev)?;
+    Some(gate.device.clone())
+}
+
+/// Which byte of an access of `count` bytes at `offset` is the low one of
+/// `PCI_COMMAND`, if any.
+fn command_byte(offset: u64, count: usize) -> Option<usize> {
+    if offset >> REGION_SHIFT != u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX) {
+        return None;
+    }
+    let start = offset & ((1 << REGION_SHIFT) - 1);
+    let index = usize::try_from(COMMAND.checked_sub(start)?).ok()?;
+    (index < count).then_some(index)
+}
+
+/// `vfio_device_ops::read` of a gated device.
+///
+/// Context: a `read()` on the device's descriptor, may sleep.
+extern "C" fn read(
+    vdev: *mut bindings::vfio_device,
+    buffer: *mut c_char,
+    count: usize,
+    position: *mut loff_t,
+) -> isize {
+    // SAFETY: The core passes a valid position, and an open device whose
+    // operations are a `GatedOps`, or else nobody would have called here.
+    let (offset, original) = unsafe { (*position as u64, original(vdev).read) };
+    let Some(original) = original else {
+        return EINVAL.to_errno() as isize;
+    };
+    // SAFETY: The core's own call, handed on.
+    let count_read = unsafe { original(vdev, buffer, count, position) };
+    if count_read > 0 && command_byte(offset, count).is_some() {
+        if let Some(device) = device(vdev) {
+            device.command_read();
+        }
+    }
+    count_read
+}
+
 /// `vfio_device_ops::write` of a gated device.
 ///
 /// Context: a `write()` on the device's descriptor, may sleep.
@@ -221,70 +384,19 @@ extern "C" fn write(
     count: usize,
     position: *mut loff_t,
 ) -> isize {
-    // SAFETY: The core passes a valid position, and an open device whose
-    // operations are a `GatedOps`, or else nobody would have called here.
-    let (offset, original) = unsafe {
-        let gated = (*vdev).ops.cast::<GatedOps>();
-        (*position as u64, (*(*gated).original).write)
-    };
+    // SAFETY: As in `read`.
+    let (offset, original) = unsafe { (*position as u64, original(vdev).write) };
     let Some(original) = original else {
         return EINVAL.to_errno() as isize;
     };
-    let command = command_written(buffer, count, offset);
-    if let Some(Err(e)) = command.map(|byte| pass(vdev, byte? & MASTER != 0)) {
-        return e.to_errno() as isize;
-    }
     // SAFETY: The core's own call, handed on.
-    let written = unsafe { original(vdev, buffer, count, position) };
-    if let Some(Ok(byte)) = command {
-        if written > 0 && byte & MASTER == 0 {
-            leave(vdev);
-        }
-    }
-    written
-}
-
-/// What the write puts into the low byte of `PCI_COMMAND`, if it touches it.
-fn command_written(buffer: *const c_char, count: usize, offset: u64) -> Option<Result<u8>> {
-    if offset >> REGION_SHIFT != u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX) {
-        return None;
-    }
-    let start = offset & ((1 << REGION_SHIFT) - 1);
-    let index = COMMAND.checked_sub(start).filter(|i| *i < count as u64)?;
-    let mut byte = [0];
-    let at = (buffer as usize).wrapping_add(index as usize);
-    Some(user::read(at, &mut byte).map(|()| byte[0]))
-}
-
-/// Opens the gate for the device if the bit is to be set and it is still closed.
-fn pass(vdev: *mut bindings::vfio_device, master: bool) -> Result {
-    if !master {
-        return Ok(());
-    }
-    let container = match GATES.lock().device(vdev) {
-        Some(gate) if !gate.open => gate.container.clone(),
-        _ => return Ok(()),
+    let forward = || unsafe { original(vdev, buffer, count, position) };
+    let Some(index) = command_byte(offset, count) else {
+        return forward();
     };
-    container.open_gate()?;
-    let late = match GATES.lock().device(vdev) {
-        Some(gate) => core::mem::replace(&mut gate.open, true),
-        None => true,
-    };
-    if late {
-        // Another thread of the VMM wrote the same: count the device once.
-        container.close_gate();
-    }
-    Ok(())
-}
-
-/// The bit was cleared.
-fn leave(vdev: *mut bindings::vfio_device) {
-    let container = match GATES.lock().device(vdev) {
-        Some(gate) if gate.open => {
-            gate.open = false;
-            gate.container.clone()
-        }
-        _ => return,
-    };
-    container.close_gate();
+    let address = (buffer as usize).wrapping_add(index);
+    device(vdev)
+        .ok_or(EIO)
+        .and_then(|device| device.write_command(address, forward))
+        .unwrap_or_else(|e| e.to_errno() as isize)
 }

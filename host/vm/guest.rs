@@ -9,6 +9,7 @@
 use kernel::prelude::*;
 
 use crate::{
+    gate,
     knobs::KNOBS,
     logic::{
         range::Range,
@@ -126,8 +127,9 @@ impl Vm {
 
     /// The balloon device was reset: the guest may use all its memory again.
     ///
-    /// If a device masters the bus, comes back only when everything is mapped;
-    /// otherwise the bus-master gate is what holds devices back from here on.
+    /// If a device masters the bus, comes back only when everything is mapped, or, if
+    /// that fails, when no device masters the bus any more. Otherwise the bus-master
+    /// gate is what holds devices back from here on.
     pub(crate) fn balloon_reset(&self) {
         let masters = {
             let mut state = self.state.lock();
@@ -142,8 +144,11 @@ impl Vm {
         self.changed.notify();
         if masters > 0 && KNOBS.gate() {
             if let Err(e) = self.wait_mapped(Want::Outside, Range::ALL, |_| ()) {
-                if e != EINTR && self.warnings.allows() {
-                    pr_err!("{self}: a device masters the bus and memory is not mapped ({e:?})\n");
+                if e != EINTR {
+                    if self.warnings.allows() {
+                        pr_err!("{self}: memory could not be mapped ({e:?}): its devices stop\n");
+                    }
+                    gate::silence(self);
                 }
             }
         }

@@ -46,6 +46,7 @@ use crate::{
         ContainerId,
         Iommu, //
     },
+    knobs::KNOBS,
     kobject::{
         Directory,
         Parent, //
@@ -100,8 +101,12 @@ struct State {
     demands: Demands,
     /// The balloon, while its device is bound.
     balloon: Option<Session>,
-    /// Devices that were let through the bus-master gate.
+    /// Devices that were let through the bus-master gate with everything mapped.
     masters: u32,
+    /// Devices that firmware was let through with, with RAM below 4 GiB mapped.
+    early: u32,
+    /// No operating system has shown itself: the firmware phase.
+    firmware: bool,
     /// The guest has committed, or is fully mapped: nothing new is deferred.
     ready: bool,
     /// Everything is to be mapped in the background.
@@ -248,6 +253,8 @@ impl Vm {
                     demands: Demands::new(),
                     balloon: None,
                     masters: 0,
+                    early: 0,
+                    firmware: KNOBS.firmware(),
                     ready: false,
                     premap: false,
                     gate_only: false,
@@ -263,7 +270,8 @@ impl Vm {
         )
     }
 
-    fn is_current(&self) -> bool {
+    /// Whether it is the VM of the calling process.
+    pub(crate) fn is_current(&self) -> bool {
         current!()
             .mm()
             .is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))

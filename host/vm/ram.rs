@@ -10,9 +10,11 @@ use kernel::{
 };
 
 use crate::{
+    gate,
     iommu::ContainerId,
     knobs::KNOBS,
     logic::{
+        command::Need,
         memory_map::UserRange,
         range::Range,
         range_map::{
@@ -27,7 +29,16 @@ use crate::{
     user, //
 };
 
-use super::Vm;
+use super::{
+    State,
+    Vm, //
+};
+
+/// Where firmware's DMA goes: below 4 GiB.
+const FIRMWARE: Range = match Range::new(0, 1 << 32) {
+    Some(range) => range,
+    None => Range::ALL,
+};
 
 impl Vm {
     /// Records a map of the caller instead of making it; false if it must be made now.
@@ -44,7 +55,8 @@ impl Vm {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let served = state.balloon.is_some() || state.gate_only;
-        if state.dead || state.ready || state.masters > 0 || !served {
+        let mastered = state.masters > 0 || state.early > 0;
+        if state.dead || state.ready || mastered || !served {
             return Ok(false);
         }
         // What will be pinned later counts against the limit now.
@@ -204,24 +216,55 @@ impl Vm {
             .try_for_each(|block| f(block.range(), block.vaddr()))
     }
 
-    /// Lets a device master the bus: first maps everything outside the balloon.
+    /// Lets a device master the bus: first maps everything outside the balloon, or
+    /// what of it firmware may use.
     ///
     /// From then on maps are made at once, until [`Vm::close_gate`].
-    pub(crate) fn open_gate(&self) -> Result {
+    pub(crate) fn open_gate(&self, need: Need) -> Result {
+        let range = match need {
+            Need::Low => FIRMWARE,
+            Need::All => Range::ALL,
+        };
         if !KNOBS.gate() {
-            self.state.lock().masters += 1;
+            self.state.lock().count(need, 1);
             return Ok(());
         }
-        if self.state.lock().status(Want::Outside, Range::ALL) != Status::Done {
+        if self.state.lock().status(Want::Outside, range) != Status::Done {
             self.stats.gate_trips.add(1);
         }
-        self.wait_mapped(Want::Outside, Range::ALL, |state| state.masters += 1)
-            .inspect_err(|_| self.stats.gate_refusals.add(1))
+        self.wait_mapped(Want::Outside, range, |state| state.count(need, 1))
+            .inspect_err(|_| self.stats.gate_refusals.add(1))?;
+        if need == Need::Low {
+            self.stats.firmware_passes.add(1);
+        }
+        Ok(())
     }
 
     /// The device no longer masters the bus.
-    pub(crate) fn close_gate(&self) {
-        let mut state = self.state.lock();
-        state.masters = state.masters.saturating_sub(1);
+    pub(crate) fn close_gate(&self, need: Need) {
+        self.state.lock().count(need, -1);
+    }
+
+    /// Whether the VM is in the firmware phase.
+    pub(crate) fn in_firmware(&self) -> bool {
+        self.state.lock().firmware
+    }
+
+    /// The guest's operating system has shown itself, or may have.
+    pub(crate) fn end_firmware(&self) {
+        let ends = core::mem::take(&mut self.state.lock().firmware);
+        if ends {
+            gate::end_early(self);
+        }
+    }
+}
+
+impl State {
+    fn count(&mut self, need: Need, change: i32) {
+        let count = match need {
+            Need::Low => &mut self.early,
+            Need::All => &mut self.masters,
+        };
+        *count = count.saturating_add_signed(change);
     }
 }

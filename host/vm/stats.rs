@@ -62,6 +62,8 @@ pub(super) struct Stats {
     pub(super) gate_trips: Counter,
     /// Those that were refused, since memory could not be mapped.
     pub(super) gate_refusals: Counter,
+    /// Writes that set it for firmware, with RAM below 4 GiB mapped.
+    pub(super) firmware_passes: Counter,
     /// Time limits that ran out without a commit.
     pub(super) fallbacks: Counter,
     /// Pieces that could not be mapped.
@@ -82,6 +84,7 @@ impl Stats {
             urgent: Counter::new(),
             gate_trips: Counter::new(),
             gate_refusals: Counter::new(),
+            firmware_passes: Counter::new(),
             fallbacks: Counter::new(),
             failures: Counter::new(),
             completed: Atomic::new(0),
@@ -156,6 +159,9 @@ pub(super) const FILES: &[Attribute<Vm>] = &[
     }),
     Attribute::ro(c"gate_refusals", |vm, out| {
         line(out, vm.stats.gate_refusals.get())
+    }),
+    Attribute::ro(c"firmware_passes", |vm, out| {
+        line(out, vm.stats.firmware_passes.get())
     }),
     Attribute::ro(c"fallbacks", |vm, out| line(out, vm.stats.fallbacks.get())),
     Attribute::ro(c"failures", |vm, out| line(out, vm.stats.failures.get())),
