@@ -86,7 +86,8 @@ class Guest:
     devices   PCI addresses in L1 to assign, instead of the edu device's
     balloon   in mode deferred, words for another balloon device than the first
     prefix    words put before QEMU, such as ("prlimit", "--memlock=...")
-    initrd    path of an initramfs, instead of one made of the four above
+    initrd    path of an initramfs, instead of one made of modules, files and init
+    kernel    False: none is given to QEMU, and L2 does what its firmware finds
     stubborn  if L2's kernel does not get as far as its init, reset L2 and try
               again: on an emulated processor it hangs or resets itself at times
               in its first second, in every mode
@@ -95,7 +96,7 @@ class Guest:
 
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
                  modules=(), files=None, init=None, initrd=None, cmdline="", args=(),
-                 devices=None, balloon=BALLOON, prefix=(), name=None,
+                 devices=None, balloon=BALLOON, prefix=(), name=None, kernel=True,
                  stubborn=True):
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
@@ -103,7 +104,7 @@ class Guest:
         self.name = name or f"{next(_names):02d}-{mode}"
         self.times = {}
         self._exit_status = None
-        self._booted = not stubborn
+        self._booted = not (stubborn and kernel)
         self._alive = LAST_OF_KERNEL if initrd else "L2: init"
         stem = SOCKETS / f"l2-{self.name}"
         self.console = Channel(f"{stem}.console", log=RESULTS / f"{self.name}.console")
@@ -131,9 +132,11 @@ class Guest:
                 command += ["-device", f"vfio-pci,host={address}"]
         if paused:
             command.append("-S")
-        initrd = initrd or l2_image(modules, files, init)
-        command += ["-kernel", str(KERNEL), "-initrd", str(initrd),
-                    "-append", f"{CMDLINE} {cmdline}", *args]
+        if kernel:
+            initrd = initrd or l2_image(modules, files, init)
+            command += ["-kernel", str(KERNEL), "-initrd", str(initrd),
+                        "-append", f"{CMDLINE} {cmdline}"]
+        command += args
         self.started = time.monotonic()
         with open(RESULTS / f"{self.name}.qemu", "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
@@ -185,6 +188,10 @@ class Guest:
                 print(f"# {self.name}: L2 hangs before its init, and is reset", flush=True)
                 self.qmp.command("system_reset")
         self.qmp.command("set-action", reboot="shutdown")
+
+    def send(self, command):
+        """Gives L2's shell a command that it will not come back from."""
+        self._shell.send(f"{command}\n")
 
     def sh(self, command, timeout=60):
         """Runs a command in L2's shell. Returns (exit status, output)."""
