@@ -22,6 +22,12 @@ OUT = TOP / "build/tests"
 IN_ROOT = "scripts/in-root.sh"
 RESULT = re.compile(r"(not )?ok (\d+)(?: - (.*?))?\s*(# (?:SKIP|TODO).*)?$")
 
+# What runs in L1 or L2 and is no module, and what it is made of.
+PROGRAMS = {
+    "vdpa_ioctl": [f"tests/host/vdpa_{name}.c" for name in ("ioctl", "hostile", "rig", "stalls")],
+    "kexec_into": ["tests/guest/kexec_into.c"],
+}
+
 # Of L1: the largest VM that is tested has 4 GiB. Seconds that the tests may take.
 MEMORY = "5200M"
 TIME_LIMIT = 1500
@@ -133,11 +139,10 @@ def build(part, count):
     return (all(run_command(part, count, f"modules of {where} build",
                             ["scripts/build.sh", where, "modules"])
                 for where in ("tests/guest", "tests/host"))
-            and run_command(part, count, "test programs build",
-                            [IN_ROOT, compiler, "-O2", "-Wall", "-Werror", "-static",
-                             "-I", "include/uapi", "-o", "build/tests/vdpa_ioctl",
-                             *(f"tests/host/vdpa_{name}.c"
-                               for name in ("ioctl", "hostile", "rig", "stalls"))]))
+            and all(run_command(part, count, f"{name} builds",
+                                [IN_ROOT, compiler, "-O2", "-Wall", "-Werror", "-static",
+                                 "-I", "include/uapi", "-o", f"build/tests/{name}", *sources])
+                    for name, sources in PROGRAMS.items()))
 
 
 def in_l1(part, count, *words):
@@ -146,7 +151,9 @@ def in_l1(part, count, *words):
         run_tap(part, count, ["scripts/vm.py", "run", "--name", f"test-{part}",
                               "--memory", MEMORY, "--time-limit", str(TIME_LIMIT),
                               "--device", "edu", "--device", "nvme",
-                              "--add", "build/tests/vdpa_ioctl", *words])
+                              *(word for name in PROGRAMS
+                                for word in ("--add", f"build/tests/{name}")),
+                              *words])
 
 
 def selftests(count, patterns):
