@@ -36,6 +36,10 @@ COMPLAINT = re.compile(
 
 LOG = host.KernelLog()
 _provoked = set()
+_panicking = set()
+
+# What sysrq-c makes a kernel print.
+PANIC = re.compile(r"Kernel panic - not syncing: sysrq triggered crash|Call Trace:")
 
 
 @contextlib.contextmanager
@@ -49,17 +53,36 @@ def provoked_fault():
     _provoked.update(id(line) for line in faults)
 
 
+def provoked_panic(vm):
+    """This L2 is going to be made to panic: what its kernel says then is no complaint."""
+    _panicking.add(vm.name)
+
+
+@contextlib.contextmanager
+def provoked_oom():
+    """What is done in here makes L1's kernel kill a process for its memory, and show
+    where it did so."""
+    before = len(LOG.update())
+    yield
+    killed = eventually("the kernel kills", lambda: [
+        line for line in LOG.update()[before:] if "Memory cgroup out of memory" in line])
+    equal("processes killed", len(killed), 1)
+    _provoked.update(id(line) for line in LOG.lines[before:] if "Call Trace:" in line)
+
+
 def unprovoked_faults():
     return [line for line in LOG.faults() if id(line) not in _provoked]
 
 
 def complaints():
     """What kernels have complained about: L1's, and those of all L2 so far."""
-    found = [f"L1: {line}" for line in LOG.update() if COMPLAINT.search(line)]
+    found = [f"L1: {line}" for line in LOG.update()
+             if COMPLAINT.search(line) and id(line) not in _provoked]
     for console in sorted(guest.RESULTS.glob("*.console")):
         found += [f"{console.stem}: {line}"
                   for line in console.read_text(errors="replace").splitlines()
-                  if COMPLAINT.search(line)]
+                  if COMPLAINT.search(line)
+                  and not (console.stem in _panicking and PANIC.search(line))]
     return found
 
 
@@ -128,6 +151,12 @@ def references():
     """How many hold our module in place."""
     path = Path(f"/sys/module/{host.MODULE}/refcnt")
     return int(path.read_text()) if path.exists() else 0
+
+
+def expect_no_vm():
+    """Nothing is left of any VM, which pages are not counted for: that takes seconds."""
+    eventually("every VM is gone", lambda: not vms() and not threads() and not references(),
+               timeout=20, pause=0.01)
 
 
 def expect_clean():

@@ -2,9 +2,17 @@
 """Guests that do not speak our protocol are mapped in full before a device can
 touch their memory, or in the background when the time is up (I4)."""
 
+import contextlib
+import ctypes
+import mmap
+import os
+import struct
+import threading
+
 import bed
 import guest
 import host
+import vfio
 from edu import Edu
 from tap import at_least, at_most, equal, group
 
@@ -113,3 +121,249 @@ def reset(new):
         equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
         equal("masters", bed.stat(vm.pid, "masters"), 0)
         vm.quit()
+
+
+@group("VMs whose balloon driver stops half way")
+def half_way():
+    guest.prepare("deferred")
+    name = "half_balloon.ko"
+    with bed.knobs_set(fallback_timeout_ms=86_400_000), \
+         guest.Guest("deferred", bed.MEMORY, files={
+             f"lib/modules/{name}": f"/payload/tests/guest/{name}",
+             "lib/modules/edu_dma.ko": bed.EDU_DRIVER}, modules=["virtio_pci"]) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        yield vm
+        vm.quit()
+
+
+def insmod(vm, module, words=""):
+    vm.check(f"insmod /lib/modules/{module}.ko {words}", 120)
+
+
+@half_way.test("I4", "it gives up 1 GiB and never commits: nothing is mapped for it")
+def never_commits(vm):
+    insmod(vm, "half_balloon", "mib=1024")
+    equal("messages", bed.stat(vm.pid, "messages"), 512)
+    equal("ballooned_bytes", bed.stat(vm.pid, "ballooned_bytes"), bed.GIB)
+    equal("commits", bed.stat(vm.pid, "commits"), 0)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+
+
+@half_way.test("I4", "at the gate all that it has kept is mapped, and DMA arrives in it")
+def gate_without_commit(vm):
+    insmod(vm, "edu_dma")
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.GIB)
+    Edu(vm).expect_all(4)
+
+
+@half_way.test("I4", "negative control: DMA to what it gave up faults, nothing arrives")
+def what_was_given_up(vm):
+    last = int(vm.check("cat /sys/module/half_balloon/parameters/last"))
+    with bed.provoked_fault():
+        equal("bytes that changed", Edu(vm).changed_bytes(last), 0)
+
+
+@half_way.test("I4", "one that gives up nothing is mapped when the time is up, and DMA arrives")
+def never_inflates(vm):
+    vm.check("rmmod edu_dma")
+    equal("masters", bed.stat(vm.pid, "masters"), 0)
+    # The reset by rmmod arms the time limit anew.
+    with bed.knobs_set(fallback_timeout_ms=5000):
+        vm.check("rmmod half_balloon")
+        insmod(vm, "half_balloon", "mib=0")
+    equal("ballooned_bytes", bed.stat(vm.pid, "ballooned_bytes"), 0)
+    bed.wait_mapped(vm.pid)
+    equal("fallbacks", bed.stat(vm.pid, "fallbacks"), 1)
+    insmod(vm, "edu_dma")
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+    Edu(vm).expect_all(4)
+
+
+IOVA = 8 << 30
+SIZE = bed.GIB // 4
+
+
+@group("PCI_COMMAND written by hand")
+def by_hand():
+    guest.prepare("deferred")
+    host.bind_to_vfio(host.NVME)
+    with bed.knobs_set(fallback_timeout_ms=86_400_000, chunk_mib=64):
+        yield host.find_device(host.EDU)
+
+
+@contextlib.contextmanager
+def deferred_container(address):
+    """A container of this process with some memory that is deferred."""
+    ram = vfio.memory(SIZE)
+    with contextlib.closing(vfio.Container(address, "/dev/vhost-vdpa-0")) as container:
+        equal("map", container.map(IOVA, SIZE, ram), 0)
+        equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), SIZE)
+        yield container
+    vfio.unmap_memory(ram, SIZE)
+
+
+def masters():
+    return bed.stat(os.getpid(), "masters")
+
+
+def masters_by_register(container):
+    return int(bool(container.command() & vfio.MASTER))
+
+
+@by_hand.test("I4", "each size and alignment of a write that covers the bit meets the gate")
+def sizes(address):
+    with deferred_container(address) as container:
+        for offset in range(vfio.COMMAND + 1):
+            for count in range(1, 9):
+                covers = offset <= vfio.COMMAND < offset + count
+                for on in (True, False):
+                    data = bytearray(container.config_read(offset, count))
+                    if covers:
+                        data[vfio.COMMAND - offset] = 0x07 if on else 0x03
+                    equal("written", container.config_write(offset, data), count)
+                    what = f"after {count} bytes at {offset}: masters"
+                    equal(what, masters(), int(covers and on))
+                    equal(what + " by the register", masters_by_register(container),
+                          int(covers and on))
+        equal("gate_trips", bed.stat(os.getpid(), "gate_trips"), 1)
+        equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), 0)
+
+
+@by_hand.test("I4", "a write that is refused, or fails half way, leaves gate and register as one")
+def refused(address):
+    with deferred_container(address) as container:
+        at = container.region(vfio.CONFIG_REGION)[1]
+        # More than there is of config space.
+        equal("answer", vfio.name(container.config_write(0, b"\xff" * 65536)), "EFAULT")
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        # The bit is readable, the rest of its dword is not.
+        pages = vfio.memory(2 * vfio.PAGE)
+        vfio.protect(pages + vfio.PAGE, vfio.PAGE, vfio.PROT_NONE)
+        ctypes.memmove(pages + vfio.PAGE - 5, b"\0\0\0\0\x07", 5)
+        equal("answer", vfio.name(vfio.pwrite(container.device, pages + vfio.PAGE - 5, 8, at)),
+              "EFAULT")
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        # The bit itself is not.
+        equal("answer", vfio.name(vfio.pwrite(container.device, pages + vfio.PAGE - 4, 8, at)),
+              "EFAULT")
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        vfio.unmap_memory(pages, 2 * vfio.PAGE)
+
+
+@by_hand.test("I4", "a value that changes after the gate has looked at it gets nobody through")
+def double_fetch(address):
+    rounds = 3000
+    with deferred_container(address) as container:
+        at = container.region(vfio.CONFIG_REGION)[1] + vfio.COMMAND
+        shared = mmap.mmap(-1, vfio.PAGE)
+        value = ctypes.c_char.from_buffer(shared)
+        child = os.fork()
+        if not child:
+            # In a process of its own, so as to run at the same time.
+            while True:
+                shared[0] = 0x03
+                shared[0] = 0x07
+        try:
+            # "Set" is what the gate waits for: look for the bit without it.
+            for _ in range(rounds):
+                vfio.pwrite(container.device, ctypes.addressof(value), 1, at)
+                equal("masters, and by the register", masters(), masters_by_register(container))
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            del value
+
+
+@by_hand.test("I4", "threads that set and clear it at once leave gate and register as one")
+def racing(address):
+    with deferred_container(address) as container:
+        def write(value):
+            for _ in range(1500):
+                container.set_command(value)
+        for _ in range(3):
+            threads = [threading.Thread(target=write, args=(value,))
+                       for value in (0x0107, 0x0103, 0x0107, 0x0103)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            equal("masters", masters(), masters_by_register(container))
+
+
+@by_hand.test("I4", "a device that is closed while it masters the bus opens behind a closed gate")
+def reopened(address):
+    with deferred_container(address) as container:
+        equal("written", container.set_master(True), 2)
+        equal("masters", masters(), 1)
+        container.reopen_device(address)
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        equal("written", container.set_master(True), 2)
+        equal("masters", (masters(), masters_by_register(container)), (1, 1))
+
+
+@by_hand.test("I4", "a reset of a device, which restores the bit, leaves the gate open")
+def device_reset(_):
+    with deferred_container(host.find_device(host.NVME)) as container:
+        equal("written", container.set_master(True), 2)
+        equal("reset", container.reset_device(), 0)
+        equal("masters", (masters(), masters_by_register(container)), (1, 1))
+        equal("written", container.set_master(False), 2)
+        equal("reset", container.reset_device(), 0)
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+
+
+@by_hand.test("I4", "the bit that is cleared in D3 may come back, so the gate stays open")
+def power_state(_):
+    with deferred_container(host.find_device(host.NVME)) as container:
+        at = container.config_read(0x34, 1)[0]
+        while container.config_read(at, 1)[0] != 1:
+            at = container.config_read(at + 1, 1)[0]
+            at_least("the power management capability", at, 0x40)
+        control = at + 4
+        equal("written", container.set_master(True), 2)
+        equal("D3", container.config_write(control, struct.pack("=H", 3)), 2)
+        equal("written", container.set_master(False), 2)
+        equal("masters", masters(), 1)
+        equal("D0", container.config_write(control, struct.pack("=H", 0)), 2)
+        equal("written", container.set_master(False), 2)
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+
+
+def in_child(function):
+    """What a child process answers, a small number or a negative errno."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        result = -1
+        with contextlib.suppress(BaseException):
+            result = function()
+        os.write(writer, str(result).encode())
+        os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 100)
+    os.close(reader)
+    os.waitpid(child, 0)
+    return int(answer)
+
+
+@by_hand.test("I4", "another process that was given the device meets the same gate")
+def other_process(address):
+    with deferred_container(address) as container:
+        equal("written", in_child(lambda: container.set_master(True)), 2)
+        equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), 0)
+        equal("masters", (masters(), masters_by_register(container)), (1, 1))
+
+
+@by_hand.test("I7", "what another process maps is its own memory, mapped at once")
+def other_memory(address):
+    def map_own():
+        ram = vfio.memory(bed.MIB)
+        before = bed.pages_pinned()
+        if container.map(IOVA + SIZE, bed.MIB, ram):
+            return -1
+        return bed.pages_pinned() - before
+
+    with deferred_container(address) as container:
+        equal("pages pinned by its map", in_child(map_own), bed.MIB // vfio.PAGE)
+        equal("deferred_bytes", bed.stat(os.getpid(), "deferred_bytes"), SIZE)

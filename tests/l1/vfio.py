@@ -18,6 +18,7 @@ CHECK_EXTENSION = 0x3b65
 SET_IOMMU = 0x3b66
 GROUP_GET_DEVICE_FD = 0x3b6a
 DEVICE_GET_REGION_INFO = 0x3b6c
+DEVICE_RESET = 0x3b6f
 IOMMU_GET_INFO = 0x3b70
 IOMMU_MAP_DMA = 0x3b71
 IOMMU_UNMAP_DMA = 0x3b72
@@ -42,6 +43,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
                        ctypes.c_int, ctypes.c_long]
+_libc.pwrite.restype = ctypes.c_ssize_t
+_libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -78,6 +81,12 @@ def unmap_memory(address, size):
         raise OSError(ctypes.get_errno(), "munmap")
 
 
+def pwrite(fd, address, count, offset):
+    """pwrite() of memory at an address; returns a negative errno on failure."""
+    result = _libc.pwrite(fd, address, count, offset)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
 def answer(fd, request, argument=0):
     """What an ioctl returns; a bytearray as `argument` is filled by it."""
     if isinstance(argument, bytes):
@@ -93,7 +102,53 @@ def name(value):
     return errno.errorcode.get(-value, str(value)) if value < 0 else str(value)
 
 
-class Container:
+class Device:
+    """An open device.
+
+    device  its descriptor
+    """
+
+    def __init__(self, group, address):
+        self.device = fcntl.ioctl(group, GROUP_GET_DEVICE_FD,
+                                  bytearray(address.encode() + b"\0"))
+
+    def region(self, index):
+        """(size, offset) of a region of the device"""
+        argument = bytearray(struct.pack("=IIIIQQ", 32, 0, index, 0, 0, 0))
+        fcntl.ioctl(self.device, DEVICE_GET_REGION_INFO, argument)
+        return struct.unpack_from("=QQ", argument, 16)
+
+    def config_read(self, offset, count):
+        """Bytes of config space."""
+        return os.pread(self.device, count, self.region(CONFIG_REGION)[1] + offset)
+
+    def config_write(self, offset, data):
+        """Writes to config space; returns how many bytes, or a negative errno."""
+        try:
+            return os.pwrite(self.device, data, self.region(CONFIG_REGION)[1] + offset)
+        except OSError as error:
+            return -error.errno
+
+    def command(self):
+        """PCI_COMMAND."""
+        return struct.unpack("=H", self.config_read(COMMAND, 2))[0]
+
+    def set_command(self, value):
+        return self.config_write(COMMAND, struct.pack("=H", value))
+
+    def set_master(self, on):
+        """Sets or clears the bus-master bit of PCI_COMMAND as a VMM does."""
+        command = self.command()
+        return self.set_command(command | MASTER if on else command & ~MASTER)
+
+    def reset_device(self):
+        return answer(self.device, DEVICE_RESET)
+
+    def close(self):
+        os.close(self.device)
+
+
+class Container(Device):
     """A container with one device in it.
 
     address  of the PCI device, which is bound to vfio-pci
@@ -111,8 +166,7 @@ class Container:
         self.group = os.open(f"/dev/vfio/{link.resolve().name}", os.O_RDWR)
         fcntl.ioctl(self.group, GROUP_SET_CONTAINER, struct.pack("i", self.fd))
         fcntl.ioctl(self.fd, SET_IOMMU, TYPE1V2)
-        self.device = fcntl.ioctl(self.group, GROUP_GET_DEVICE_FD,
-                                  bytearray(address.encode() + b"\0"))
+        super().__init__(self.group, address)
 
     def map(self, iova, size, vaddr, flags=READ | WRITE, argsz=32):
         return answer(self.fd, IOMMU_MAP_DMA,
@@ -150,21 +204,10 @@ class Container:
             "=IIQQQQQ", 48, flag, iova, size, PAGE, len(bitmap), ctypes.addressof(bitmap)))
         return result, sum(byte.bit_count() for byte in bitmap.raw)
 
-    def region(self, index):
-        """(size, offset) of a region of the device"""
-        argument = bytearray(struct.pack("=IIIIQQ", 32, 0, index, 0, 0, 0))
-        fcntl.ioctl(self.device, DEVICE_GET_REGION_INFO, argument)
-        return struct.unpack_from("=QQ", argument, 16)
-
-    def set_master(self, on):
-        """Sets or clears the bus-master bit of PCI_COMMAND as a VMM does."""
-        at = self.region(CONFIG_REGION)[1] + COMMAND
-        command = struct.unpack("=H", os.pread(self.device, 2, at))[0]
-        command = command | MASTER if on else command & ~MASTER
-        try:
-            return os.pwrite(self.device, struct.pack("=H", command), at)
-        except OSError as error:
-            return -error.errno
+    def reopen_device(self, address):
+        """Closes the device and opens it again."""
+        os.close(self.device)
+        super().__init__(self.group, address)
 
     def attach(self, address):
         """Adds another device's group; returns 0 or a negative errno."""
@@ -172,6 +215,10 @@ class Container:
         group = os.open(f"/dev/vfio/{link.resolve().name}", os.O_RDWR)
         self.others.append(group)
         return answer(group, GROUP_SET_CONTAINER, struct.pack("i", self.fd))
+
+    def open_attached(self, address):
+        """A device of the group that was added last."""
+        return Device(self.others[-1], address)
 
     def detach(self):
         """Takes away the group that was added last."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Firmware that uses assigned devices (I4): safe whatever it does; and, with the
+knob `firmware`, not held up by memory that it does not use.
+
+SeaBIOS runs here. Of OVMF, which this test bed cannot run in L2, there is what it
+was seen to do with PCI_COMMAND, and in what state it hands devices over."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import bed
+import guest
+import host
+import vfio
+from edu import Edu
+from tap import at_least, equal, eventually, group
+from test_gate import IOVA, SIZE, deferred_container, masters_by_register
+
+# Prints a line to the serial port and stops.
+BOOTED = "L2: booted from the disk"
+BOOT_SECTOR = (
+    b"\xbe\x15\x7c"             # mov $text, %si
+    b"\x31\xc0\x8e\xd8"         # xor %ax, %ax; mov %ax, %ds
+    b"\xba\xf8\x03"             # mov $0x3f8, %dx
+    b"\xac\x84\xc0\x74\x03"     # 1: lodsb; test %al, %al; jz 2f
+    b"\xee\xeb\xf8"             # out %al, %dx; jmp 1b
+    b"\xf4\xeb\xfd"             # 2: hlt; jmp 2b
+    + BOOTED.encode() + b"\n\0").ljust(510, b"\0") + b"\x55\xaa"
+
+# OVMF 2025.02 and a disk that it boots from: from reset until it hands over, with
+# bus mastering on. "r" reads the register, the rest are writes.
+OVMF = "r 0 r r 0 r r 0 r 27 r 0 r 0 r 3 r 3 r 0 r r 7 r r 7 r r 7 r 7 r"
+# Linux that finds the device so.
+ENUMERATION = "r 407 r 7 r 4 7 r"
+
+
+def write_boot_sector():
+    """Puts BOOT_SECTOR on the nvme disk, by L1's own driver; returns its address."""
+    address = host.find_device(host.NVME)
+    path = host.DEVICES / address
+    driver = path / "driver"
+    if driver.exists():
+        (driver / "unbind").write_text(address)
+    host.run("modprobe", "nvme")
+    (path / "driver_override").write_text("nvme\n")
+    Path("/sys/bus/pci/drivers_probe").write_text(address)
+    disk = eventually("the disk is there", lambda: list(Path("/dev").glob("nvme0n1")))[0]
+    with open(disk, "r+b", buffering=0) as file:
+        file.write(BOOT_SECTOR)
+        os.fsync(file)
+    (driver / "unbind").write_text(address)
+    return host.bind_to_vfio(host.NVME)
+
+
+@group("VMs whose firmware boots from an assigned disk")
+def disk():
+    guest.prepare("deferred")
+    address = write_boot_sector()
+    with bed.knobs_set(fallback_timeout_ms=86_400_000):
+        yield lambda: guest.Guest("deferred", bed.MEMORY, kernel=False,
+                                  devices=[f"{address},bootindex=0"])
+
+
+@disk.test("I4", "by default everything is mapped before firmware may drive the disk")
+def strict(new):
+    with new() as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+        equal("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 0)
+        equal("masters", bed.stat(vm.pid, "masters"), 1)
+        vm.quit()
+
+
+@disk.test("I4", "with the knob it boots from the disk with nothing mapped above 4 GiB")
+def early(new):
+    with bed.knobs_set(firmware=1), new() as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
+        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+        equal("masters", bed.stat(vm.pid, "masters"), 0)
+        vm.quit()
+
+
+@disk.test("I4", "with low memory deferred, too, that is mapped for firmware, and no more")
+def early_low(new):
+    with bed.knobs_set(firmware=1, threshold_mib=0), new() as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+        vm.quit()
+
+
+@disk.test("I4", "a VM that stays in its firmware is mapped when the time is up")
+def stays(new):
+    with bed.knobs_set(firmware=1, fallback_timeout_ms=3000), new() as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        bed.wait_mapped(vm.pid)
+        equal("fallbacks", bed.stat(vm.pid, "fallbacks"), 1)
+        vm.quit()
+
+
+@group("a system after firmware that has driven an assigned disk, without a balloon driver")
+def system():
+    guest.prepare("deferred")
+    disk_address = write_boot_sector()
+    host.bind_to_vfio(host.EDU)
+    modules = ["nvme-core", "nvme"]
+    files = {f"lib/modules/{path.name.removesuffix('.xz')}": path
+             for name in modules for path in guest.initramfs.resolve([name], guest.KVER)}
+    with bed.knobs_set(firmware=1, fallback_timeout_ms=86_400_000), \
+         guest.Guest("deferred", bed.MEMORY,
+                     files=files | {"lib/modules/edu_dma.ko": bed.EDU_DRIVER},
+                     devices=[f"{disk_address},bootindex=1", host.find_device(host.EDU)]) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        yield vm, [name for name in files if "edu" not in name]
+        vm.quit()
+
+
+# The low byte of PCI_COMMAND of the device of a class.
+MASTER_BIT = """
+for device in /sys/bus/pci/devices/*; do
+    [ "$(cat $device/class)" != {} ] || od -An -tu1 -j4 -N1 $device/config
+done"""
+
+
+@system.test("I4", "firmware has driven the disk, and the disk masters the bus no longer")
+def taken_away(it):
+    vm, _ = it
+    at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+    equal("bus-master bit", int(vm.check(MASTER_BIT.format("0x010802"))) & vfio.MASTER, 0)
+
+
+@system.test("I4", "the disk's driver has to ask for it, and waits until everything is mapped")
+def asks_again(it):
+    vm, modules = it
+    for module in modules:
+        vm.check(f"insmod /{module}", 120)
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+    equal("masters", bed.stat(vm.pid, "masters"), 1)
+
+
+@system.test("I4", "and then DMA arrives: the disk's, and edu's above 4 GiB")
+def arrives(it):
+    vm, _ = it
+    text = vm.check("while ! [ -b /dev/nvme0n1 ]; do sleep 0.2; done; "
+                    "dd if=/dev/nvme0n1 bs=512 count=1 2>/dev/null | strings", 60)
+    equal("the disk's text", BOOTED in text, True)
+    vm.check("insmod /lib/modules/edu_dma.ko", 60)
+    Edu(vm).expect_all(4)
+
+
+@group("what OVMF and Linux do, by hand")
+def ovmf():
+    guest.prepare("deferred")
+    with bed.knobs_set(fallback_timeout_ms=86_400_000, chunk_mib=64):
+        yield host.find_device(host.EDU)
+
+
+def replay(container, trace):
+    for word in trace.split():
+        if word == "r":
+            container.command()
+        else:
+            equal(f"writing {word}", container.set_command(int(word, 16)), 2)
+
+
+def own(name):
+    return bed.stat(os.getpid(), name)
+
+
+@ovmf.test("I4", "by default OVMF is held up until everything is mapped")
+def ovmf_strict(address):
+    with deferred_container(address) as container:
+        replay(container, OVMF)
+        equal("unmapped_bytes", own("unmapped_bytes"), 0)
+        equal("gate_trips", own("gate_trips"), 1)
+        equal("masters", own("masters"), 1)
+
+
+@ovmf.test("I4", "with the knob it is not; what it leaves on is taken away by the enumeration")
+def ovmf_early(address):
+    with bed.knobs_set(firmware=1), deferred_container(address) as container:
+        replay(container, OVMF)
+        equal("gate_trips", own("gate_trips"), 0)
+        equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
+        at_least("firmware_passes", own("firmware_passes"), 2)
+        equal("the bit by the register", masters_by_register(container), 1)
+        replay(container, ENUMERATION)
+        equal("the bit by the register", masters_by_register(container), 0)
+        equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
+        equal("written", container.set_master(True), 2)
+        equal("gate_trips", own("gate_trips"), 1)
+        equal("unmapped_bytes", own("unmapped_bytes"), 0)
+        equal("the bit by the register", masters_by_register(container), 1)
+
+
+@ovmf.test("I4", "negative control: a system that does not enumerate goes on with the bit")
+def ovmf_control(address):
+    """What the knob costs, as Documentation/design.md says."""
+    with bed.knobs_set(firmware=1), deferred_container(address) as container:
+        replay(container, OVMF)
+        equal("the bit by the register", masters_by_register(container), 1)
+        equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
+        equal("masters", own("masters"), 0)
+
+
+@ovmf.test("I4", "the phase is over for all devices of the VM, and for those to come")
+def ovmf_over(address):
+    other = host.bind_to_vfio(host.NVME)
+    with bed.knobs_set(firmware=1), deferred_container(address) as container:
+        replay(container, OVMF)
+        replay(container, ENUMERATION)
+        equal("attach", container.attach(other), 0)
+        with contextlib.closing(container.open_attached(other)) as device:
+            equal("written", device.set_command(0x7), 2)
+            equal("gate_trips", own("gate_trips"), 1)
+            equal("unmapped_bytes", own("unmapped_bytes"), 0)
+
+
+@ovmf.test("I5", "while firmware drives a device, what is mapped is mapped at once")
+def ovmf_maps(address):
+    ram = vfio.memory(bed.MIB)
+    with bed.knobs_set(firmware=1), deferred_container(address) as container:
+        replay(container, OVMF)
+        equal("map", container.map(IOVA + SIZE, bed.MIB, ram), 0)
+        equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
+        equal("deferred_bytes", own("deferred_bytes"), SIZE)
+    vfio.unmap_memory(ram, bed.MIB)
