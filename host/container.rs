@@ -21,7 +21,10 @@ use kernel::{
 };
 
 use crate::{
-    iommu::Iommu,
+    iommu::{
+        ContainerId,
+        Iommu, //
+    },
     knobs::KNOBS,
     logic::{
         command::Need,
@@ -405,10 +408,9 @@ impl Container {
         }
     }
 
-    /// Whether it belongs to `vm`.
-    pub(crate) fn is_of(&self, vm: &Vm) -> bool {
-        let ops = self.ops.lock();
-        ops.vm.as_deref().is_some_and(|own| core::ptr::eq(own, vm))
+    /// Tells it from all others.
+    pub(crate) fn id(&self) -> ContainerId {
+        self.iommu.id()
     }
 
     /// A device that the gate cannot hold back is opened.

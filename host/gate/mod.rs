@@ -262,7 +262,7 @@ fn each_of(vm: &Vm, f: impl Fn(&Device)) {
         };
         let device = gate.device.clone();
         drop(gates);
-        if device.container().is_of(vm) {
+        if vm.has_container(device.container().id()) {
             f(&device);
         }
         index += 1;

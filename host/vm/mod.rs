@@ -373,6 +373,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether the container has joined, and not left.
+    pub(crate) fn has_container(&self, id: ContainerId) -> bool {
+        self.state.lock().slot(id).is_some()
+    }
+
     /// Takes the container's slot away, once nothing of it is being mapped.
     ///
     /// Context: as [`Vm::unbind`]; waits for chunks that are being mapped.
