@@ -195,12 +195,11 @@ def by_hand():
 @contextlib.contextmanager
 def deferred_container(address):
     """A container of this process with some memory that is deferred."""
-    ram = vfio.memory(SIZE)
-    with contextlib.closing(vfio.Container(address, "/dev/vhost-vdpa-0")) as container:
+    with vfio.memory_for(SIZE) as ram, \
+         contextlib.closing(vfio.Container(address, "/dev/vhost-vdpa-0")) as container:
         equal("map", container.map(IOVA, SIZE, ram), 0)
         equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), SIZE)
         yield container
-    vfio.unmap_memory(ram, SIZE)
 
 
 def masters():
@@ -237,18 +236,15 @@ def refused(address):
         # More than there is of config space.
         equal("answer", vfio.name(container.config_write(0, b"\xff" * 65536)), "EFAULT")
         equal("masters", (masters(), masters_by_register(container)), (0, 0))
-        # The bit is readable, the rest of its dword is not.
-        pages = vfio.memory(2 * vfio.PAGE)
-        vfio.protect(pages + vfio.PAGE, vfio.PAGE, vfio.PROT_NONE)
-        ctypes.memmove(pages + vfio.PAGE - 5, b"\0\0\0\0\x07", 5)
-        equal("answer", vfio.name(vfio.pwrite(container.device, pages + vfio.PAGE - 5, 8, at)),
-              "EFAULT")
-        equal("masters", (masters(), masters_by_register(container)), (0, 0))
-        # The bit itself is not.
-        equal("answer", vfio.name(vfio.pwrite(container.device, pages + vfio.PAGE - 4, 8, at)),
-              "EFAULT")
-        equal("masters", (masters(), masters_by_register(container)), (0, 0))
-        vfio.unmap_memory(pages, 2 * vfio.PAGE)
+        # The rest of the bit's dword cannot be read.
+        with vfio.memory_for(2 * vfio.PAGE) as pages:
+            vfio.protect(pages + vfio.PAGE, vfio.PAGE, vfio.PROT_NONE)
+            ctypes.memmove(pages + vfio.PAGE - 5, b"\0\0\0\0\x07", 5)
+            # In the second case not even the bit can be read.
+            for count in (5, 4):
+                answer = vfio.pwrite(container.device, pages + vfio.PAGE - count, 8, at)
+                equal("answer", vfio.name(answer), "EFAULT")
+                equal("masters", (masters(), masters_by_register(container)), (0, 0))
 
 
 @by_hand.test("I4", "a value that changes after the gate has looked at it gets nobody through")

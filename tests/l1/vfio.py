@@ -5,6 +5,7 @@ All calls return 0 or more, or a negative errno: what is compared is the kernel'
 answer, so nothing here raises for it.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -64,6 +65,16 @@ def memory_at(address, size, fd):
     if _libc.mmap(address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
                   fd, 0) != address:
         raise OSError(ctypes.get_errno(), "mmap")
+
+
+@contextlib.contextmanager
+def memory_for(size):
+    """The address of new memory, for as long as the context lasts."""
+    address = memory(size)
+    try:
+        yield address
+    finally:
+        unmap_memory(address, size)
 
 
 def advise(address, size, advice):
@@ -156,8 +167,15 @@ class Container(Device):
     """
 
     def __init__(self, address, balloon=None):
-        self.balloon = None
+        self.balloon = self.fd = self.group = self.device = None
         self.others = []
+        try:
+            self._open(address, balloon)
+        except OSError:
+            self.close()
+            raise
+
+    def _open(self, address, balloon):
         if balloon:
             self.balloon = os.open(balloon, os.O_RDWR)
             fcntl.ioctl(self.balloon, VHOST_SET_OWNER)
