@@ -190,7 +190,9 @@ impl Container {
         }
         let ret = self.inner().ioctl(type1::MAP_DMA, arg);
         if ret == 0 {
-            vm.record(self.iommu.id(), iova, map.vaddr, plain);
+            // The balloon's device writes: ROM is not for the guest to name.
+            let ram = plain && map.flags == DmaMap::READ_WRITE;
+            vm.record(self.iommu.id(), iova, map.vaddr, ram);
         }
         Ok(ret)
     }

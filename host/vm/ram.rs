@@ -117,8 +117,8 @@ impl Vm {
         )
     }
 
-    /// Notes a map that type1 has made; `plain`: of RAM that the guest may name.
-    pub(crate) fn record(&self, id: ContainerId, iova: Range, vaddr: u64, plain: bool) {
+    /// Notes a map that type1 has made; `ram`: of RAM that the guest may name.
+    pub(crate) fn record(&self, id: ContainerId, iova: Range, vaddr: u64, ram: bool) {
         let mut state = self.state.lock();
         let Some(slot) = state.slot(id) else {
             return;
@@ -128,7 +128,7 @@ impl Vm {
             // Only this: an overlap with it would be found when it is mapped.
             pr_warn!("{self}: no memory to note a map\n");
         }
-        if plain && state.memory.insert(iova, vaddr).is_err() {
+        if ram && state.memory.insert(iova, vaddr).is_err() {
             // The same RAM in a second container, most likely.
             pr_debug!("{self}: RAM at {:#x} not noted\n", iova.start());
         }
