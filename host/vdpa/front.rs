@@ -100,21 +100,17 @@ impl Front {
     /// The queue of `snapshot` is broken: the driver must reset the device.
     /// Returns whether this is news.
     pub(crate) fn fail(&self, snapshot: &Snapshot) -> bool {
-        self.fail_epoch(snapshot.epoch())
-    }
-
-    /// The device could not start.
-    pub(super) fn fail_start(&self) {
-        let epoch = self.registers().epoch();
-        self.fail_epoch(epoch);
-    }
-
-    fn fail_epoch(&self, epoch: u64) -> bool {
-        let news = self.registers().fail(epoch);
+        let news = self.registers().fail(snapshot);
         if news {
             self.config_interrupt();
         }
         news
+    }
+
+    /// The device has started and cannot serve its driver, which must reset it.
+    pub(super) fn start_broken(&self) {
+        self.registers().start_broken();
+        self.config_interrupt();
     }
 
     /// Tells the driver that `queue` has answers for it.

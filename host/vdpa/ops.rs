@@ -276,7 +276,7 @@ impl<B: Backend> Ops<B> {
                 Err(error) => {
                     let front = &inner.front;
                     front.warn(fmt!("the driver cannot be served: {error:?}"));
-                    front.fail_start();
+                    front.start_broken();
                 }
             }
         };

@@ -50,13 +50,6 @@ pub(crate) struct Snapshot {
     epoch: u64,
 }
 
-impl Snapshot {
-    /// When it was taken.
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-}
-
 /// How far the driver may shrink the balloon.
 #[derive(Clone, Copy)]
 enum Target {
@@ -166,19 +159,24 @@ impl Registers {
         self.status |= DRIVER_OK;
     }
 
-    /// The device cannot go on. Returns whether this is news in this epoch.
-    pub(super) fn fail(&mut self, epoch: u64) -> bool {
-        if epoch != self.epoch {
+    /// The back end cannot serve what `set_status` announced: the device starts, and
+    /// needs a reset at once.
+    ///
+    /// QEMU resets no device that it could not start: then no driver after this one
+    /// could be served, and QEMU itself may crash.
+    pub(super) fn start_broken(&mut self) {
+        self.status |= DRIVER_OK | NEEDS_RESET;
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// The device cannot go on. Returns whether this is news.
+    pub(super) fn fail(&mut self, snapshot: &Snapshot) -> bool {
+        if !self.is_current(snapshot) {
             return false;
         }
         self.status |= NEEDS_RESET;
         self.epoch = self.epoch.wrapping_add(1);
         true
-    }
-
-    /// The current epoch.
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
     }
 
     /// Stops or resumes the queues without a reset.
