@@ -94,8 +94,9 @@ impl Block {
     fn new(node: c_int) -> Option<Self> {
         // SAFETY: The node has memory; the flags ask for nothing that this context forbids.
         let page = unsafe { bindings::alloc_pages_node_noprof(node, GFP, ORDER) };
-        // INVARIANT: The page allocator aligns blocks to their size.
-        (!page.is_null()).then_some(Self(page))
+        // INVARIANT: The page allocator aligns blocks to their size. Not then_some(): it would make
+        // a block of nothing, and free it.
+        (!page.is_null()).then(|| Self(page))
     }
 
     fn range(&self) -> Option<Range> {
