@@ -26,6 +26,7 @@ RESULT = re.compile(r"(not )?ok (\d+)(?: - (.*?))?\s*(# (?:SKIP|TODO).*)?$")
 PROGRAMS = {
     "vdpa_ioctl": [f"tests/host/vdpa_{name}.c" for name in ("ioctl", "hostile", "rig", "stalls")],
     "kexec_into": ["tests/guest/kexec_into.c"],
+    "touch_memory": ["tests/guest/touch_memory.c"],
 }
 
 # Of L1: the largest VM that is tested has 4 GiB. Seconds that the tests may take.
