@@ -3,9 +3,11 @@
 """Runs all tests, each part as TAP, and counts: the last line is the sum.
 
     tests/run.py                    everything: what `make check` runs
-    tests/run.py PART...            some parts: style, unit, fuzz, driver, host, or the
-                                    kernel's own tests of VFIO, selftests
+    tests/run.py PART...            some parts: style, unit, fuzz, driver, host, the
+                                    kernel's own tests of VFIO, selftests, or guests
+                                    with systemd, distro
     tests/run.py host -- PATTERN... of the host's, groups that match a pattern
+    tests/run.py distro -- ROUNDS [PATTERN...]
 
 The modules must have been built. Exit status 0 means that nothing failed.
 """
@@ -179,8 +181,22 @@ def both(count, _patterns):
     in_l1("L1", count, "tests/l1/all.sh")
 
 
+def distro(count, words):
+    """Debian guests that boot from the assigned disk. Words: how often, and which."""
+    kver = os.environ.get("KVER") or (TOP / "build/kver").read_text().strip()
+    image = f"build/guest-{kver}"
+    images = [word for name in ("initramfs-tools", "dracut", "race")
+              for word in ("--add", f"{image}-{name}.initrd")]
+    rounds = int(words[0]) if words else 1
+    if run_command("distro", count, "the guests' images build", ["scripts/guest-image.sh"]):
+        run_tap("distro", count, ["scripts/vm.py", "run", "--name", "test-distro",
+                                  "--memory", MEMORY, "--time-limit", str(rounds * TIME_LIMIT),
+                                  "--device", "nvme", "--nvme-image", f"{image}.ext4",
+                                  *images, "tests/l1/test_distro.py", *words])
+
+
 PARTS = {"style": style, "unit": unit, "fuzz": fuzz, "driver": driver, "host": host,
-         "selftests": selftests}
+         "selftests": selftests, "distro": distro}
 
 
 def main():
@@ -189,7 +205,8 @@ def main():
     if unknown:
         sys.exit(f"run.py: no such part: {' '.join(unknown)}; there are {' '.join(PARTS)}")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    chosen = [PARTS[word] for word in words.split()] or [style, unit, fuzz, both, selftests]
+    everything = [style, unit, fuzz, both, selftests, distro]
+    chosen = [PARTS[word] for word in words.split()] or everything
     count = Count()
     for part in chosen:
         started = time.monotonic()
