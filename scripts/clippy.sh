@@ -9,9 +9,13 @@
 
 mkdir -p "$BUILD/clippy"
 cd "$TOP"
-find host guest include -type f \
-	\( -name '*.rs' -o -name '*.[ch]' -o -name 'Kbuild*' \) \
-	! -name '*_generated.rs' ! -name '*.mod.c' -print0 |
+sources=(
+	-type f "(" -name '*.rs' -o -name '*.[ch]' -o -name 'Kbuild*' ")"
+	! -name '*_generated.rs' ! -name '*.mod.c'
+)
+# Files that are gone must not stay, or a module may be found twice.
+find "$BUILD/clippy" "${sources[@]}" -delete
+find host guest include "${sources[@]}" -print0 |
 	tar -c --null -T - | tar -x -C "$BUILD/clippy"
 for module in host guest; do
 	"$TOP/scripts/build.sh" "build/clippy/$module" CLIPPY=1 W=e
