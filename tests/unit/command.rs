@@ -97,9 +97,9 @@ impl Device {
 
 /// OVMF 2025.02 and a disk that it boots from, from reset to the hand-over.
 const OVMF: &str = "r r r 0 r r r r 0 r r 0 r 27 r 0 r 0 r 3 r 3 r 0 r r 7 r r 7 r r 7 r 7 r";
-/// SeaBIOS and a disk that it boots from.
+/// SeaBIOS and a disk that it boots from; the same of iPXE, from a network card's option ROM.
 const SEABIOS: &str = "r 103 r r 107 r";
-/// SeaBIOS and a device that it has no driver for.
+/// SeaBIOS and a device that it has no driver for, or does not boot from, option ROM or not.
 const SEABIOS_PRESENT: &str = "r 103 r";
 
 #[test]
