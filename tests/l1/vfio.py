@@ -25,6 +25,8 @@ IOMMU_MAP_DMA = 0x3b71
 IOMMU_UNMAP_DMA = 0x3b72
 IOMMU_DIRTY_PAGES = 0x3b75
 VHOST_SET_OWNER = 0xaf01
+VHOST_SET_FEATURES = 0x4008af00
+VHOST_VDPA_SET_STATUS = 0x4001af72
 
 TYPE1V2 = 3
 READ, WRITE, MAP_VADDR = 1, 2, 4
@@ -226,6 +228,16 @@ class Container(Device):
         """Closes the device and opens it again."""
         os.close(self.device)
         super().__init__(self.group, address)
+
+    def balloon_status(self, status):
+        """Sets the balloon device's status; 0 resets it."""
+        return answer(self.balloon, VHOST_VDPA_SET_STATUS, bytes([status]))
+
+    def balloon_driver(self, features):
+        """Does what a driver of the balloon does until DRIVER_OK."""
+        return [self.balloon_status(1), self.balloon_status(3),
+                answer(self.balloon, VHOST_SET_FEATURES, struct.pack("=Q", features)),
+                self.balloon_status(0xb), self.balloon_status(0xf)]
 
     def attach(self, address):
         """Adds another device's group; returns 0 or a negative errno."""
