@@ -94,6 +94,7 @@ KNOBS = {
     "premap": ((0, 1), NOT_BOOLEANS),
     "premap_at_start": ((1, 0), NOT_BOOLEANS),
     "populate": ((0, 1), NOT_BOOLEANS),
+    "firmware": ((1, 0), NOT_BOOLEANS),
     "policy": (("gate", "balloon"), ("", "x", "0", "gate balloon")),
     "gate": ((0, 1), NOT_BOOLEANS),
     "hold": ((1, 0), NOT_BOOLEANS),
