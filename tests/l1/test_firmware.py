@@ -228,6 +228,18 @@ def ovmf_over(address):
             equal("unmapped_bytes", own("unmapped_bytes"), 0)
 
 
+@ovmf.test("I4", "a balloon driver ends the phase as well, without any enumeration")
+def ovmf_driver(address):
+    with bed.knobs_set(firmware=1), deferred_container(address) as container:
+        replay(container, OVMF)
+        # VIRTIO_BALLOON_F_DEFERRED, VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM.
+        equal("answers", container.balloon_driver(1 << 23 | 1 << 32 | 1 << 33), [0] * 5)
+        equal("the bit by the register", masters_by_register(container), 0)
+        equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
+        equal("written", container.set_master(True), 2)
+        equal("unmapped_bytes", own("unmapped_bytes"), 0)
+
+
 @ovmf.test("I5", "while firmware drives a device, what is mapped is mapped at once")
 def ovmf_maps(address):
     with bed.knobs_set(firmware=1), vfio.memory_for(bed.MIB) as ram, \
