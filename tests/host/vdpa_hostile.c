@@ -16,6 +16,7 @@
 
 #include "vdpa_rig.h"
 
+#define ROM_BASE	(RAM_BASE + 2 * RAM_SIZE)
 #define RACES		400	/* resets against a message in flight */
 
 /*
@@ -82,6 +83,8 @@ void test_hostile(void)
 {
 	struct queue *q = &queues[INFLATE];
 	struct message commit = { .hdr.type = VIRTIO_BALLOON_DEFERRED_COMMIT };
+	__u8 before[4096];
+	__u8 *rom = map_memory(ROM_BASE, sizeof(before), false);
 	int own_call = q->call;
 
 	start(F_COMMON | F_DEFERRED, 0);
@@ -94,6 +97,19 @@ void test_hostile(void)
 	submit(q, &commit, sizeof(commit.hdr));
 	kick(q);
 	ok(!answered(q, SILENCE_MS), "a broken device serves nothing");
+
+	/* ROM is mapped for devices to read. */
+	start(F_COMMON | F_DEFERRED, 0);
+	driver_ok();
+	submit(q, &commit, sizeof(commit.hdr));
+	memset(rom, 0xa5, sizeof(before));
+	memcpy(before, rom, sizeof(before));
+	q->ring.desc[1].addr = ROM_BASE;
+	kick(q);
+	ok(signalled(config_call, ANSWER_MS) &&
+	   status() & VIRTIO_CONFIG_S_NEEDS_RESET,
+	   "an answer to be written to ROM breaks the device");
+	ok(!memcmp(rom, before, sizeof(before)), "and ROM is what it was");
 
 	/* vhost checks how the other parts are aligned, and the size. */
 	q->ring.desc = (void *)((__u8 *)q->ring.desc + 8);

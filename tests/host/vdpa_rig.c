@@ -199,6 +199,8 @@ bool send_message(int queue, __u32 type, __u32 count, __u64 start, __u64 len,
 	return replied(q, state, done);
 }
 
+static int container;
+
 static void lay_out_queues(void)
 {
 	for (int i = 0; i < QUEUES; i++) {
@@ -211,23 +213,32 @@ static void lay_out_queues(void)
 	}
 }
 
-/* Makes the RAM, with the queues in it, and maps it by VFIO. */
-void map_ram(const char *group)
+/* Makes memory and maps it by VFIO, for a device to read, and to write or not. */
+__u8 *map_memory(__u64 addr, __u64 size, bool writable)
 {
 	struct vfio_iommu_type1_dma_map map = {
 		.argsz = sizeof(map),
-		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-		.vaddr = RAM_BASE,
-		.iova = RAM_BASE,
-		.size = RAM_SIZE,
+		.flags = VFIO_DMA_MAP_FLAG_READ |
+			 (writable ? VFIO_DMA_MAP_FLAG_WRITE : 0),
+		.vaddr = addr,
+		.iova = addr,
+		.size = size,
 	};
-	int container = open("/dev/vfio/vfio", O_RDWR);
+	void *memory = mmap((void *)addr, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	need(memory == (void *)addr, "mmap");
+	need(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "VFIO_IOMMU_MAP_DMA");
+	return memory;
+}
+
+/* Makes the RAM, with the queues in it. */
+void map_ram(const char *group)
+{
 	char name[64];
 	int group_fd;
 
-	ram = mmap((void *)RAM_BASE, RAM_SIZE, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-	need(ram == (void *)RAM_BASE, "mmap");
+	container = open("/dev/vfio/vfio", O_RDWR);
 	need(container >= 0, "/dev/vfio/vfio");
 	snprintf(name, sizeof(name), "/dev/vfio/%s", group);
 	group_fd = open(name, O_RDWR);
@@ -236,6 +247,6 @@ void map_ram(const char *group)
 	     "VFIO_GROUP_SET_CONTAINER");
 	need(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU),
 	     "VFIO_SET_IOMMU");
-	need(!ioctl(container, VFIO_IOMMU_MAP_DMA, &map), "VFIO_IOMMU_MAP_DMA");
+	ram = map_memory(RAM_BASE, RAM_SIZE, true);
 	lay_out_queues();
 }

@@ -72,7 +72,8 @@ void open_device(void);
 void start(__u64 features, __u16 base);
 int driver_ok(void);
 
-/* Guest RAM. */
+/* Guest memory. */
+__u8 *map_memory(__u64 addr, __u64 size, bool writable);
 void map_ram(const char *group);
 
 /* Messages. */
