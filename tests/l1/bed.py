@@ -159,12 +159,18 @@ def expect_no_vm():
                timeout=20, pause=0.01)
 
 
+CLEAN = {
+    "every VM is gone": lambda: not vms(),
+    "all mapping threads are gone": lambda: not threads(),
+    "nobody holds the module": lambda: references() == 0,
+    "no page is pinned": lambda: pages_pinned() == 0,
+}
+
+
 def expect_clean():
     """Nothing is left of any VM or container."""
-    eventually("every VM is gone", lambda: not vms(), timeout=20)
-    eventually("all mapping threads are gone", lambda: not threads(), timeout=20)
-    eventually("nobody holds the module", lambda: references() == 0, timeout=20)
-    eventually("no page is pinned", lambda: pages_pinned() == 0, timeout=20)
+    for what, holds in CLEAN.items():
+        eventually(what, holds, timeout=20)
 
 
 def expect_quiet():
@@ -199,6 +205,17 @@ def driver(vm, name):
     """A figure of our driver in L2, see guest/stats.rs."""
     text = vm.check(f"cat /sys/bus/virtio/drivers/{DRIVER_NAME}/virtio*/deferred/{name}")
     return int(text) if text.isdigit() else text
+
+
+@contextlib.contextmanager
+def balloon(name):
+    """A balloon device for a VM beside the first, as words for QEMU."""
+    host.run("vdpa", "dev", "add", "name", name, "mgmtdev", host.MODULE)
+    try:
+        path = next(Path(f"/sys/bus/vdpa/devices/{name}").glob("vhost-vdpa-*"))
+        yield ("-device", f"vhost-vdpa-device-pci,vhostdev=/dev/{path.name}")
+    finally:
+        host.run("vdpa", "dev", "del", name)
 
 
 @functools.cache
