@@ -76,6 +76,8 @@ impl kernel::Module for Module {
             module_parameters::bind_wait_ms.value(),
         )?;
         let knobs = knobs::directory()?;
+        // From before the notifier until all devices that are there have been probed.
+        let _coming = order::Coming::new();
         let notifier = KBox::try_pin_init(order::Notifier::new(), GFP_KERNEL)?;
         Ok(Self {
             _registration: KBox::try_pin_init(virtio::Registration::new(module), GFP_KERNEL)?,
