@@ -135,7 +135,8 @@ impl Balloon {
         self.stats.enter(Phase::Inflating);
         transport.ready();
         if reason == Reason::Probe {
-            blocks.take(transport.target(), transport.lowest(), knobs::reserve());
+            let (target, lowest) = (transport.target(), transport.lowest());
+            blocks.take(target, lowest, knobs::reserve(), knobs::skip_zeroing());
         }
 
         let mut guard = self.state.lock();

@@ -72,6 +72,11 @@ static STEP: Number = Number {
     range: 2..=MAX,
 };
 
+static SKIP_ZEROING: Number = Number {
+    value: Atomic::new(0),
+    range: 0..=1,
+};
+
 static BIND_WAIT: Number = Number {
     value: Atomic::new(0),
     range: 0..=MAX_WAIT_MS as u64,
@@ -87,6 +92,11 @@ pub(crate) fn step() -> u64 {
     STEP.get() << 20
 }
 
+/// Whether the kernel's zeroing of memory that it allocates pauses while a balloon is inflated.
+pub(crate) fn skip_zeroing() -> bool {
+    SKIP_ZEROING.get() != 0
+}
+
 /// How long the driver of a PCI device waits for a balloon; 0 if it does not.
 pub(crate) fn bind_wait() -> Msecs {
     Msecs::try_from(BIND_WAIT.get()).unwrap_or(MAX_WAIT_MS)
@@ -94,13 +104,14 @@ pub(crate) fn bind_wait() -> Msecs {
 
 /// Sets all from module parameters, in mebibytes and milliseconds; `EINVAL` if one is out of its
 /// range.
-pub(crate) fn set(reserve: u64, step: u64, bind_wait: u64) -> Result {
+pub(crate) fn set(reserve: u64, step: u64, skip_zeroing: u64, bind_wait: u64) -> Result {
     RESERVE.set(reserve)?;
     STEP.set(step)?;
+    SKIP_ZEROING.set(skip_zeroing)?;
     BIND_WAIT.set(bind_wait)
 }
 
-static FILES: [Attribute<()>; 5] = [
+static FILES: [Attribute<()>; 6] = [
     Attribute::rw(
         c"reserve_mib",
         |(), writer| RESERVE.show(writer),
@@ -110,6 +121,11 @@ static FILES: [Attribute<()>; 5] = [
         c"step_mib",
         |(), writer| STEP.show(writer),
         |(), text| STEP.store(text),
+    ),
+    Attribute::rw(
+        c"skip_zeroing",
+        |(), writer| SKIP_ZEROING.show(writer),
+        |(), text| SKIP_ZEROING.store(text),
     ),
     Attribute::rw(
         c"bind_wait_ms",

@@ -54,6 +54,10 @@ module! {
             default: 128,
             description: "MiB that are deflated at a time",
         },
+        skip_zeroing: u64 {
+            default: 1,
+            description: "1: the kernel does not zero memory for the balloon; 0: it does, slowly",
+        },
         bind_wait_ms: u64 {
             default: 60_000,
             description: "How long drivers of PCI devices wait for a balloon, in ms; 0: not at all",
@@ -73,6 +77,7 @@ impl kernel::Module for Module {
         knobs::set(
             module_parameters::reserve_mib.value(),
             module_parameters::step_mib.value(),
+            module_parameters::skip_zeroing.value(),
             module_parameters::bind_wait_ms.value(),
         )?;
         let knobs = knobs::directory()?;

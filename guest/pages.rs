@@ -45,7 +45,12 @@ const BATCH: u32 = 64;
 /// While this lives, the page allocator does not zero what it hands out (`init_on_alloc`).
 ///
 /// Zeroing a block would make the host back and zero it first, which is all that the balloon is
-/// there to avoid. This holds for the whole kernel, so it must not take long.
+/// there to avoid. This holds for the whole kernel, so it must not take long: other users of the
+/// allocator get what others have left behind meanwhile. Those who cannot have that forbid it
+/// (`skip_zeroing`).
+///
+/// There is nothing to pause about `init_on_free` and `page_poison`: with these the kernel has
+/// written all of its memory at boot, so that the host has backed it by now.
 ///
 /// No lock: the one who disabled it enables it, and if two overlap, the worst is that the first to
 /// finish makes the other one slow.
@@ -175,7 +180,9 @@ impl Blocks {
     /// while `reserve` bytes stay available.
     ///
     /// From all nodes alike, so that each keeps its part of the rest. May sleep.
-    pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64) {
+    ///
+    /// With `skip_zeroing` the allocator does not zero what it hands out meanwhile, to anybody.
+    pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64, skip_zeroing: bool) {
         // SAFETY: Has no preconditions.
         let available = unsafe { bindings::si_mem_available() };
         // Negative when the watermarks are not met.
@@ -184,7 +191,7 @@ impl Blocks {
         let mut spare = available.saturating_sub(reserve);
         // Kept until the end, so as not to get them again.
         let mut rejected = KVec::new();
-        let _paused = ZeroingPaused::new();
+        let _paused = skip_zeroing.then(ZeroingPaused::new);
         loop {
             let before = spare;
             for node in nodes() {

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "l1"))
 # pylint: disable=wrong-import-position
 import order  # noqa: F401 Its tests are run as well.
 from sim import DRIVER, KNOBS, TARGET, balloon, insmod, meminfo, rmmod
-from tap import GROUPS, Reporter, at_least, at_most, equal, eventually, group, run_group
+from tap import GROUPS, Reporter, Skip, at_least, at_most, equal, eventually, group, run_group
 
 GRANULE = 2
 STEP = 128
@@ -65,6 +65,7 @@ def step(sim):
 def knobs(_sim):
     for name, value in (("step_mib", "0"), ("step_mib", "1"), ("step_mib", "x"),
                         ("step_mib", "1048577"), ("reserve_mib", "-1"), ("reserve_mib", ""),
+                        ("skip_zeroing", "2"), ("skip_zeroing", "-1"), ("skip_zeroing", "on"),
                         ("bind_wait_ms", "600001"), ("bind_wait_ms", "-1")):
         try:
             (KNOBS / name).write_text(f"{value}\n")
@@ -169,6 +170,41 @@ def some(sim):
     at_least("available", meminfo("MemAvailable"), 256 - 64)
     sim.set("target_mib", 0)
     sim.settle(0)
+
+
+def inflation(**options):
+    """How many microseconds it takes to fill a balloon; what is in it is as expected."""
+    with balloon(driver_options=options) as sim:
+        sim.settle(TARGET)
+        return sim.figure("inflate_us")
+
+
+@group("a kernel that zeroes what it allocates")
+def hardened():
+    log = subprocess.run(["dmesg"], text=True, check=True, stdout=subprocess.PIPE).stdout
+    if not re.search(r"mem auto-init:.* heap alloc:on", log):
+        raise Skip("init_on_alloc is off")
+    yield min(inflation() for _ in range(2))
+
+
+@hardened.test("-", "it does so for the balloon, too, with skip_zeroing=0")
+def zeroes(fast):
+    # So that it also has gone on with it after the balloon before.
+    at_least("microseconds with zeroing", inflation(skip_zeroing=0), 5 * fast)
+
+
+@hardened.test("-", "skip_zeroing can be changed at any time, and makes it fast again")
+def skips(fast):
+    with balloon(driver_options={"skip_zeroing": 0, "reserve_mib": EVERYTHING}) as sim:
+        equal("inflated", sim.figure("ballooned_bytes"), 0)
+        (KNOBS / "skip_zeroing").write_text("1\n")
+        (KNOBS / "reserve_mib").write_text("256\n")
+        driver = Path(f"/sys/bus/virtio/drivers/{DRIVER}")
+        name = sim.device.name
+        (driver / "unbind").write_text(name)
+        (driver / "bind").write_text(name)
+        sim.settle(TARGET)
+        at_most("microseconds without zeroing", sim.figure("inflate_us"), 3 * fast)
 
 
 @group("no memory wanted")
