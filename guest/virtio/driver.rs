@@ -113,6 +113,9 @@ impl<T: Driver> Registration<T> {
                     (*slot).config_changed = Some(Self::config_changed);
                     (*slot).freeze = Some(Self::freeze);
                     (*slot).restore = Some(Self::restore);
+                    // No shutdown(): the core's own breaks the queues, so that nobody waits for the
+                    // host any more, and resets the device. What is in the balloon stays there, and
+                    // a kernel that is booted by kexec meets the device as after power-on.
                     bindings::__register_virtio_driver(slot, module.as_ptr())
                 })
             }),

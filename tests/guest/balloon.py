@@ -343,6 +343,24 @@ def breaks(_):
         sim.set("fault", "none")
 
 
+@bad_deflate.test("I2", "the kernel shuts down while an answer is due: the device is reset")
+def shutdown(_):
+    with balloon() as sim:
+        sim.set("fault", "silent")
+        sim.set("target_mib", 0)
+        sim.state("deflating")
+        # The virtio core does this for drivers without a shutdown() of their own. So the next
+        # kernel, if there is one, meets a device that is as new.
+        sim.set("control", "shutdown")
+        equal("the device's status", sim.stat("status"), 0)
+        sim.state("broken")
+        # Nobody may use it: the device has been told nothing of it.
+        equal("in the balloon", meminfo("Balloon"), TARGET)
+        shrink()
+        equal("in the balloon", meminfo("Balloon"), TARGET)
+        sim.set("fault", "none")
+
+
 @bad_deflate.test("I2", "an answer that is late")
 def late(_):
     with balloon() as sim:

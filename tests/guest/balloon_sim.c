@@ -9,7 +9,7 @@
  *   fault       rw  how the next requests are answered, see fault_names
  *   limit       rw  for "nomap": ranges of a request that are still carried out
  *   delay_ms    rw  how long each answer takes
- *   control     w   "freeze", "restore" or "break" the device
+ *   control     w   "freeze", "restore", "break" or "shutdown" the device
  *   stat        r   what was seen, as name=value
  */
 
@@ -546,6 +546,9 @@ static ssize_t control_write(struct file *file, const char __user *buf,
 		err = virtio_device_restore(&sim->vdev);
 	} else if (!strcmp(word, "break")) {
 		virtio_break_device(&sim->vdev);
+		err = 0;
+	} else if (!strcmp(word, "shutdown")) {
+		sim->vdev.dev.bus->shutdown(&sim->vdev.dev);
 		err = 0;
 	}
 	return err ?: ret;
