@@ -2,7 +2,7 @@
 
 //! A VFIO container: type1's, and what is deferred in front of it.
 //!
-//! Lock order: `Container::ops` → `VMS` → `Vm::state` → type1's own. `ops` puts
+//! Lock order: `Container::ops` → `VMS` → `Vm::state`; `ops` → type1's own. `ops` puts
 //! maps, unmaps, group changes and the opening of devices of one container in a
 //! row; the mapping threads do not take it.
 
@@ -50,7 +50,8 @@ use crate::{
 struct Ops {
     /// The VM that it belongs to, from its first map on.
     vm: Option<Arc<Vm>>,
-    /// It was mapped before its process had a balloon.
+    /// Something of it was mapped before it had a VM: of that no table knows, so nothing
+    /// of it is deferred.
     early: bool,
     /// Groups that are attached.
     groups: usize,
@@ -118,8 +119,12 @@ impl Container {
 
     /// The VM of this container, which it joins now if it can.
     fn vm(self: ArcBorrow<'_, Self>, ops: &mut Ops) -> Result<Option<Arc<Vm>>> {
-        if ops.vm.is_some() || ops.masters > 0 {
+        if ops.vm.is_some() {
             return Ok(ops.vm.clone());
+        }
+        if ops.masters > 0 {
+            ops.early = true;
+            return Ok(None);
         }
         // Without a balloon, the gate alone has to hold all its devices.
         let found = match KNOBS.gate_policy() && !ops.ungated && ops.groups > 0 {
@@ -133,14 +138,17 @@ impl Container {
         match vm.join(self.iommu.as_arc_borrow()) {
             Ok(()) => {}
             // It ended while we looked: a process without a balloon again.
-            Err(ESTALE) => return Ok(None),
+            Err(ESTALE) => {
+                ops.early = true;
+                return Ok(None);
+            }
             Err(e) => {
                 vm.drop_if_unused();
                 return Err(e);
             }
         }
         if ops.early {
-            pr_warn!("{vm}: RAM was mapped before the balloon was there: put its device before any vfio-pci\n");
+            pr_warn!("{vm}: RAM was mapped before the balloon was there, so nothing is deferred: put its device before any vfio-pci\n");
         }
         ops.vm = Some(vm.clone());
         Ok(Some(vm))
@@ -165,10 +173,19 @@ impl Container {
         if map.flags & DmaMap::VADDR != 0 {
             // New addresses for old maps: these have to exist.
             vm.settle(Range::ALL)?;
-            return match Range::from_len(map.iova, map.size) {
-                Some(iova) if vm.is_block(self.iommu.id(), iova) => self.move_pieces(&map, iova),
-                _ => direct(),
+            let Some(iova) = Range::from_len(map.iova, map.size) else {
+                return direct();
             };
+            let ret = match vm.is_block(self.iommu.id(), iova) {
+                true => self.move_pieces(&map, iova)?,
+                false => direct()?,
+            };
+            if ret == 0 {
+                let vaddrs = Range::from_len(map.vaddr, map.size);
+                let plain = vm.is_current() && vaddrs.is_some_and(user::is_plain_ram);
+                vm.moved(iova, map.vaddr, plain);
+            }
+            return Ok(ret);
         }
         let (Some(iova), Some(vaddrs)) = (
             Range::from_len(map.iova, map.size),
@@ -176,14 +193,15 @@ impl Container {
         ) else {
             return direct();
         };
-        // Another process may have been given the container: its memory is not the VM's.
+        // Whoever else has the container maps memory of his own, which no thread of the VM
+        // can reach, and no guest may name.
         let plain = vm.is_current() && user::is_plain_ram(vaddrs);
-        if plain
-            && !ops.ungated
-            && self.may_defer(&map, iova)?
-            && vm.defer(self.iommu.id(), iova, map.vaddr)?
-        {
-            return Ok(0);
+        if plain && !ops.ungated && !ops.early {
+            if let Some(available) = self.may_defer(&map, iova) {
+                if vm.defer(self.iommu.id(), iova, map.vaddr, available)? {
+                    return self.map_eagerly(&vm, iova);
+                }
+            }
         }
         if map.is_wellformed() {
             vm.check_overlap(self.iommu.id(), iova)?;
@@ -251,19 +269,28 @@ impl Container {
         Ok(self.inner().ioctl(type1::DIRTY_PAGES, arg))
     }
 
-    fn may_defer(&self, map: &DmaMap, iova: Range) -> Result<bool> {
+    /// How many mappings type1 has left, if it would make this one and it is not too low.
+    fn may_defer(&self, map: &DmaMap, iova: Range) -> Option<u32> {
         if !map.is_wellformed()
             || map.flags != DmaMap::READ_WRITE
             || iova.start() < KNOBS.threshold()
         {
-            return Ok(false);
+            return None;
         }
-        let Some(info) = self.iommu.info()? else {
-            return Ok(false);
-        };
-        // Every piece costs type1 a mapping, and the guest chooses their ends: leave room.
-        let pieces = iova.len() / KNOBS.chunk() + 1;
-        Ok(info.allows(iova, map.vaddr) && u64::from(info.available) / 4 >= pieces)
+        // Without the page that asking takes, type1 has the last word.
+        let info = self.iommu.info().ok().flatten()?;
+        info.allows(iova, map.vaddr).then_some(info.available)
+    }
+
+    /// Maps the eager windows of what was just deferred, before its `MAP_DMA` returns.
+    fn map_eagerly(&self, vm: &Vm, iova: Range) -> Result<c_long> {
+        for window in KNOBS.eager().windows(iova) {
+            if let Err(e) = vm.settle(window) {
+                vm.undo(self.iommu.id(), iova, || self.iommu.unmap(iova));
+                return Err(e);
+            }
+        }
+        Ok(0)
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA`, with the size that user space expects.
@@ -327,23 +354,34 @@ impl Container {
         vm.map_or(Ok(()), |vm| vm.settle(range))
     }
 
-    /// A group joins by `attach`; `gateable`: all its devices are PCI devices.
-    pub(crate) fn attach_group(&self, gateable: bool, attach: impl FnOnce() -> Result) -> Result {
+    /// A group joins by `attach`; `gateable`: all its devices are PCI devices. It leaves
+    /// again by `detach`, with `EINVAL`, if what is deferred does not fit it.
+    pub(crate) fn attach_group(
+        &self,
+        gateable: bool,
+        attach: impl FnOnce() -> Result,
+        detach: impl FnOnce(),
+    ) -> Result {
         let mut ops = self.ops.lock();
-        if !gateable {
-            if let Some(vm) = &ops.vm {
-                vm.settle(Range::ALL)?;
-            }
-            ops.ungated = true;
+        if let (Some(vm), false) = (&ops.vm, gateable) {
+            vm.settle(Range::ALL)?;
         }
-        attach()?;
+        // What does not fit must not be tried, or it would have failed.
+        if let Some(vm) = &ops.vm {
+            vm.pause(self.iommu.id());
+        }
+        let result = attach().and_then(|()| self.check_deferred(&ops).inspect_err(|_| detach()));
+        if let Some(vm) = &ops.vm {
+            vm.resume(self.iommu.id());
+        }
+        result?;
+        ops.ungated |= !gateable;
         ops.groups += 1;
         Ok(())
     }
 
     /// Whether what is deferred fits the groups that are attached now; `EINVAL` if not.
-    pub(crate) fn check_deferred(&self) -> Result {
-        let ops = self.ops.lock();
+    fn check_deferred(&self, ops: &Ops) -> Result {
         let Some(vm) = &ops.vm else {
             return Ok(());
         };

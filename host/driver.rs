@@ -159,14 +159,13 @@ extern "C" fn attach_group(
         let container = unsafe { container(data) };
         // SAFETY: The core holds the group for the duration of the call.
         let gateable = kind == bindings::vfio_group_type_VFIO_IOMMU && unsafe { all_pci(group) };
-        container.attach_group(gateable, || {
+        container.attach_group(
+            gateable,
             // SAFETY: The core's own call, handed on.
-            unsafe { container.inner().attach_group(group, kind) }
-        })?;
-        container.check_deferred().inspect_err(|_| {
-            // SAFETY: Attached above.
-            container.detach_group(|| unsafe { container.inner().detach_group(group) });
-        })?;
+            || unsafe { container.inner().attach_group(group, kind) },
+            // SAFETY: Called once the group is attached.
+            || unsafe { container.inner().detach_group(group) },
+        )?;
         Ok(0)
     })
 }

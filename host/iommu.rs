@@ -18,12 +18,18 @@ use kernel::{
 
 use crate::{
     info::Info,
-    logic::table::Chunk,
+    logic::{
+        range::Range,
+        table::Chunk, //
+    },
     type1::{
         self,
         Inner, //
     },
-    uapi::DmaMap,
+    uapi::{
+        DmaMap,
+        DmaUnmap, //
+    },
     user::UserPage, //
 };
 
@@ -66,6 +72,16 @@ impl Iommu {
         let mut bytes = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
         page.read(&mut bytes)?;
         Info::parse(&bytes).map_err(|_| ENOMEM)
+    }
+
+    /// Unmaps all pieces inside `range`. Context: an ioctl of the VMM.
+    pub(crate) fn unmap(&self, range: Range) -> Result {
+        let page = UserPage::new()?;
+        page.write(&DmaUnmap::bytes(range))?;
+        match self.inner.ioctl(type1::UNMAP_DMA, page.addr()) {
+            0 => Ok(()),
+            ret => Err(Error::from_errno(ret as i32)),
+        }
     }
 
     /// Maps a piece of a deferred map.

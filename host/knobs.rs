@@ -15,11 +15,14 @@ use kernel::{
     },
 };
 
-use crate::kobject::{
-    parse_bool,
-    parse_u64,
-    Attribute,
-    Writer, //
+use crate::{
+    kobject::{
+        parse_bool,
+        parse_u64,
+        Attribute,
+        Writer, //
+    },
+    logic::eager::Eager, //
 };
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +32,9 @@ pub(crate) struct Knobs {
     threshold_mib: Atomic<u64>,
     reserve_mib: Atomic<u64>,
     chunk_mib: Atomic<u64>,
+    eager_first_mib: Atomic<u64>,
+    eager_low_top_mib: Atomic<u64>,
+    eager_top_mib: Atomic<u64>,
     workers: Atomic<u64>,
     nice: Atomic<u64>,
     fallback_timeout_ms: Atomic<u64>,
@@ -46,7 +52,10 @@ pub(crate) static KNOBS: Knobs = Knobs {
     threshold_mib: Atomic::new(4096),
     reserve_mib: Atomic::new(0),
     chunk_mib: Atomic::new(1024),
-    workers: Atomic::new(2),
+    eager_first_mib: Atomic::new(0),
+    eager_low_top_mib: Atomic::new(0),
+    eager_top_mib: Atomic::new(0),
+    workers: Atomic::new(0),
     nice: Atomic::new(5),
     fallback_timeout_ms: Atomic::new(120_000),
     premap: Atomic::new(true),
@@ -83,12 +92,22 @@ impl Knobs {
         self.reserve_mib.load(Relaxed).saturating_mul(MIB)
     }
 
-    /// The most that one call of type1 maps; bytes, a power of two.
+    /// The most that one call of type1 maps, and the step of balloons; bytes, a power of two.
     pub(crate) fn chunk(&self) -> u64 {
         self.chunk_mib.load(Relaxed).saturating_mul(MIB)
     }
 
-    /// Mapping threads of a VM.
+    /// What is mapped at once although its map is deferred.
+    pub(crate) fn eager(&self) -> Eager {
+        let bytes = |mib: &Atomic<u64>| mib.load(Relaxed).saturating_mul(MIB);
+        Eager {
+            first: bytes(&self.eager_first_mib),
+            low_top: bytes(&self.eager_low_top_mib),
+            top: bytes(&self.eager_top_mib),
+        }
+    }
+
+    /// Mapping threads of a VM; 0: as many as the VMM has processors.
     pub(crate) fn workers(&self) -> u64 {
         self.workers.load(Relaxed)
     }
@@ -163,9 +182,24 @@ impl Knobs {
             },
         ),
         Attribute::rw(
+            c"eager_first_mib",
+            |_, out| line(out, KNOBS.eager_first_mib.load(Relaxed)),
+            |_, text| set(&KNOBS.eager_first_mib, text, 0, 1 << 24),
+        ),
+        Attribute::rw(
+            c"eager_low_top_mib",
+            |_, out| line(out, KNOBS.eager_low_top_mib.load(Relaxed)),
+            |_, text| set(&KNOBS.eager_low_top_mib, text, 0, 1 << 24),
+        ),
+        Attribute::rw(
+            c"eager_top_mib",
+            |_, out| line(out, KNOBS.eager_top_mib.load(Relaxed)),
+            |_, text| set(&KNOBS.eager_top_mib, text, 0, 1 << 24),
+        ),
+        Attribute::rw(
             c"workers",
             |_, out| line(out, KNOBS.workers()),
-            |_, text| set(&KNOBS.workers, text, 1, 64),
+            |_, text| set(&KNOBS.workers, text, 0, 64),
         ),
         Attribute::rw(
             c"nice",

@@ -15,7 +15,11 @@
 
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
 };
 
 use crate::{
@@ -39,27 +43,84 @@ pub(crate) enum Populated {
     Interrupted,
 }
 
-/// Provides pages for the user addresses `vaddrs` of `current->mm`, in rising order.
-///
-/// `go_on` is asked before each 2 MiB. Errors: `ENOMEM` without memory for 4 KiB.
-/// Context: a thread of the VM's process, may sleep; comes back soon after a fatal
-/// signal.
-pub(crate) fn populate(vaddrs: Range, mut go_on: impl FnMut() -> bool) -> Result<Populated> {
-    let mut pages = KVec::from_elem(Page(core::ptr::null_mut()), BATCH_PAGES, GFP_KERNEL)?;
-    let mut at = vaddrs.start();
-    while at < vaddrs.end() {
-        if !go_on() {
-            return Ok(Populated::Interrupted);
+/// Memory that is to be provided, by one thread or by several at once.
+pub(crate) struct Memory {
+    vaddrs: Range,
+    /// The number of the next batch.
+    next: Atomic<u64>,
+}
+
+impl Memory {
+    /// More than there are batches in an address space.
+    const NO_MORE: u64 = 1 << (64 - 12);
+
+    /// The user addresses `vaddrs`; nothing is done yet.
+    pub(crate) fn new(vaddrs: Range) -> Self {
+        Self {
+            vaddrs,
+            next: Atomic::new(0),
         }
-        let end = BATCH.next_boundary(at).min(vaddrs.end());
-        let wanted = ((end - at) as usize).div_ceil(PAGE_SIZE).min(pages.len());
-        let Some(count) = touch(at, pages.get_mut(..wanted).ok_or(EINVAL)?) else {
-            // A hole, a file that ends, no memory, a signal.
-            return Ok(Populated::Done);
+    }
+
+    /// The batch of a number.
+    fn batch(&self, number: u64) -> Option<Range> {
+        let first = BATCH.down(self.vaddrs.start());
+        let start = first.saturating_add(number.saturating_mul(BATCH.bytes()));
+        Range::clamped(start, BATCH.bytes())?.intersect(self.vaddrs)
+    }
+
+    /// Whether nobody has begun with some of it.
+    pub(crate) fn is_left(&self) -> bool {
+        self.batch(self.next.load(Relaxed)).is_some()
+    }
+
+    /// Nobody begins with more of it.
+    pub(crate) fn stop(&self) {
+        self.next.store(Self::NO_MORE, Relaxed);
+    }
+
+    /// Provides pages, in rising order, until all is there or others are at the rest.
+    ///
+    /// `go_on` is asked before each 2 MiB. Errors: `ENOMEM` without memory for 4 KiB.
+    /// Context: a thread of the VM's process, may sleep; comes back soon after a fatal
+    /// signal.
+    pub(crate) fn populate(&self, mut go_on: impl FnMut() -> bool) -> Result<Populated> {
+        let mut pages = KVec::from_elem(Page(core::ptr::null_mut()), BATCH_PAGES, GFP_KERNEL)?;
+        loop {
+            if !go_on() {
+                return Ok(Populated::Interrupted);
+            }
+            let Some(batch) = self.batch(self.next.fetch_add(1, Relaxed)) else {
+                return Ok(Populated::Done);
+            };
+            if !populate(batch, &mut pages) {
+                // A hole, a file that ends, no memory, a signal.
+                self.stop();
+                return Ok(Populated::Done);
+            }
+        }
+    }
+}
+
+/// Provides all pages of a batch; false where that is not possible.
+fn populate(batch: Range, pages: &mut [Page]) -> bool {
+    let mut at = batch.start();
+    while at < batch.end() {
+        let wanted = ((batch.end() - at) as usize).div_ceil(PAGE_SIZE);
+        let wanted = wanted.min(pages.len());
+        let Some(count) = pages.get_mut(..wanted).and_then(|pages| touch(at, pages)) else {
+            return false;
         };
         at = at.saturating_add((count * PAGE_SIZE) as u64);
     }
-    Ok(Populated::Done)
+    true
+}
+
+/// Whether the page at the user address `addr` can be pinned; provides it.
+///
+/// Context: as [`Memory::populate`].
+pub(crate) fn can_pin(addr: u64) -> bool {
+    touch(addr, &mut [Page(core::ptr::null_mut())]).is_some()
 }
 
 /// `struct page *`.

@@ -126,6 +126,15 @@ impl DmaUnmap {
         })
     }
 
+    /// As type1 reads it: all of `range`, without flags.
+    pub(crate) fn bytes(range: Range) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        put(&mut bytes, 0, &(Self::SIZE as u32).to_ne_bytes());
+        put(&mut bytes, 8, &range.start().to_ne_bytes());
+        put(&mut bytes, Self::SIZE_OFFSET, &range.len().to_ne_bytes());
+        bytes
+    }
+
     /// What is to be unmapped; `None` if type1 says that it makes no sense.
     pub(crate) fn range(&self) -> Option<Range> {
         if self.flags & Self::ALL != 0 {

@@ -20,7 +20,8 @@ use kernel::{
 
 use crate::{
     bindings,
-    logic::range::Range, //
+    logic::range::Range,
+    populate::can_pin, //
 };
 
 /// A page of user memory in which to hand type1 its arguments: type1 reads them
@@ -92,27 +93,41 @@ pub(crate) fn write(addr: usize, bytes: &[u8]) -> Result {
 }
 
 /// Whether all of `vaddrs` is plain memory that can be read and written: no
-/// device's BAR, nothing without pages of its own, no hole.
+/// device's BAR, nothing without pages of its own, no hole, and no file whose pages
+/// type1 could not pin, as those of a disk's file system (one page of each is tried).
 pub(crate) fn is_plain_ram(vaddrs: Range) -> bool {
+    let mut at = vaddrs.start();
+    let mut tried = core::ptr::null_mut();
+    while at < vaddrs.end() {
+        let Some((end, file)) = plain_area(at) else {
+            return false;
+        };
+        if !file.is_null() && file != tried {
+            if !can_pin(at) {
+                return false;
+            }
+            tried = file;
+        }
+        at = end;
+    }
+    true
+}
+
+/// The end of the area of plain memory at `addr`, and its file or NULL, which is only to be
+/// compared.
+fn plain_area(addr: u64) -> Option<(u64, *mut bindings::file)> {
     const SPECIAL: bindings::vm_flags_t = flags::IO | flags::PFNMAP | flags::MIXEDMAP;
     const NEEDED: bindings::vm_flags_t = flags::READ | flags::WRITE;
 
     let task = current!();
-    let Some(mm) = task.mm() else {
-        return false;
-    };
-    let guard = mm.mmap_read_lock();
-    let mut at = vaddrs.start();
-    while at < vaddrs.end() {
-        let Some(vma) = usize::try_from(at).ok().and_then(|at| guard.vma_lookup(at)) else {
-            return false;
-        };
-        if vma.flags() & SPECIAL != 0 || vma.flags() & NEEDED != NEEDED {
-            return false;
-        }
-        at = vma.end() as u64;
+    let guard = task.mm()?.mmap_read_lock();
+    let vma = guard.vma_lookup(usize::try_from(addr).ok()?)?;
+    if vma.flags() & SPECIAL != 0 || vma.flags() & NEEDED != NEEDED {
+        return None;
     }
-    true
+    // SAFETY: The area is valid while the mmap lock is held.
+    let file = unsafe { (*vma.as_ptr()).vm_file };
+    Some((vma.end() as u64, file))
 }
 
 /// Whether the caller may lock `bytes` more, now or later, as type1 checks it

@@ -144,7 +144,7 @@ impl Vm {
         self.changed.notify();
         if masters > 0 && KNOBS.gate() {
             if let Err(e) = self.wait_mapped(Want::Outside, Range::ALL, |_| ()) {
-                if e != EINTR {
+                if e != EINTR && e != ESRCH {
                     if self.warnings.allows() {
                         pr_err!("{self}: memory could not be mapped ({e:?}): its devices stop\n");
                     }

@@ -2,9 +2,6 @@
 
 //! The threads that map what was deferred, and waiting for them.
 //!
-//! What somebody waits for (a *demand*: a commit, a deflation that misses, the
-//! bus-master gate) goes before what is mapped in the background (*pre-mapping*).
-//!
 //! Lock order: see [`super`]. The threads hold nothing while they call type1.
 
 use kernel::{
@@ -25,16 +22,10 @@ use kernel::{
 
 use crate::{
     bindings,
-    iommu::{
-        ContainerId,
-        Iommu, //
-    },
+    iommu::ContainerId,
     knobs::KNOBS,
     logic::{
-        range::{
-            Align,
-            Range, //
-        },
+        range::Range,
         state::{
             Status,
             Want, //
@@ -43,7 +34,7 @@ use crate::{
         vec::NoMemory, //
     },
     populate::{
-        populate,
+        Memory,
         Populated, //
     },
     task::{
@@ -54,125 +45,28 @@ use crate::{
 
 use super::{
     now,
+    schedule::{
+        Job,
+        Piece,
+        Provision,
+        Urgency, //
+    },
     State,
     Vm, //
 };
 
-/// After so many pieces of a container, ballooned memory between the wanted is
-/// mapped along with it, so that no guest can cut its RAM into more pieces than
-/// type1 takes (`dma_entry_limit`, 65535).
-const FRAGMENTED: u64 = 1 << 14;
+/// The most threads of a VM that does not say otherwise: memory is no faster for more.
+const MOST_AUTOMATIC: u64 = 16;
+
+/// The nice value of a priority of 0, and the greatest.
+const NICE_BASE: i64 = 120;
+const NICE_MOST: i64 = 19;
 
 /// How long background work rests after a piece could not be mapped: what is short
 /// now may not be later, and each failure is a line in the log.
 const REST_MS: i64 = 1_000;
 
-/// Somebody waits for this.
-#[derive(Clone, Copy)]
-struct Demand {
-    id: u64,
-    want: Want,
-    range: Range,
-}
-
-/// What is waited for, in the order in which it came.
-pub(super) struct Demands {
-    list: KVec<Demand>,
-    next: u64,
-    /// How often the tables had no memory for taking a chunk.
-    shortages: u64,
-}
-
-impl Demands {
-    pub(super) const fn new() -> Self {
-        Self {
-            list: KVec::new(),
-            next: 0,
-            shortages: 0,
-        }
-    }
-
-    fn push(&mut self, want: Want, range: Range) -> Result<u64> {
-        let id = self.next;
-        self.list.push(Demand { id, want, range }, GFP_KERNEL)?;
-        self.next = id.wrapping_add(1);
-        Ok(id)
-    }
-}
-
-/// A piece to map.
-struct Job {
-    iommu: Arc<Iommu>,
-    chunk: Chunk,
-    /// Nobody waits for it.
-    background: bool,
-}
-
 impl State {
-    /// Takes the most urgent piece there is.
-    fn take(&mut self) -> Option<Job> {
-        for index in 0..self.demands.list.len() {
-            let Some(&Demand { want, range, .. }) = self.demands.list.get(index) else {
-                break;
-            };
-            match self.take_from(want, range, false) {
-                Ok(Some(job)) => return Some(job),
-                Ok(None) => {}
-                Err(NoMemory) => {
-                    self.demands.shortages = self.demands.shortages.wrapping_add(1);
-                }
-            }
-        }
-        match self.premap && self.rest_until <= now() {
-            true => self.take_from(Want::All, Range::ALL, true).ok().flatten(),
-            false => None,
-        }
-    }
-
-    fn take_from(
-        &mut self,
-        want: Want,
-        range: Range,
-        background: bool,
-    ) -> Result<Option<Job>, NoMemory> {
-        let max = Align::at_most(KNOBS.chunk());
-        for slot in self.slots.iter_mut().filter(|slot| !slot.paused) {
-            let want = match slot.mappings < FRAGMENTED {
-                true => want,
-                false => Want::All,
-            };
-            if let Some(chunk) = slot.table.take(want, range, max)? {
-                return Ok(Some(Job {
-                    iommu: slot.iommu.clone(),
-                    chunk,
-                    background,
-                }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether a thread had better put back the chunk that it is populating: what is
-    /// there stays there, so that nothing is lost.
-    fn interrupts(&mut self, id: ContainerId, chunk: Range, background: bool) -> bool {
-        if self.dead || self.slot(id).is_none_or(|slot| slot.paused) {
-            return true;
-        }
-        // Only for what this thread would take next, lest it take the same again.
-        background
-            && self.demands.list.iter().any(|demand| {
-                let mut slots = self.slots.iter().filter(|slot| !slot.paused);
-                let ours = |slot: &super::Slot| {
-                    let part = chunk.intersect(demand.range);
-                    slot.iommu.id() == id
-                        && part.is_some_and(|part| {
-                            slot.table.status(demand.want, part) == Status::Pending
-                        })
-                };
-                slots.any(|slot| slot.table.has(demand.want, demand.range) || ours(slot))
-            })
-    }
-
     /// Arms the time limit after which everything is mapped in the background.
     pub(super) fn arm_deadline(&mut self) {
         let ms = i64::try_from(KNOBS.fallback_timeout_ms()).unwrap_or(i64::MAX);
@@ -191,7 +85,9 @@ impl State {
 /// One mapping thread.
 pub(crate) struct Worker {
     vm: Arc<Vm>,
-    /// The nice value that it has now.
+    /// The nice value of the VMM's thread that made it.
+    base: i64,
+    /// How much nicer than that it is now.
     nice: Atomic<u64>,
 }
 
@@ -200,7 +96,10 @@ impl Work for Worker {
         let Some(job) = self.vm.next_job() else {
             return false;
         };
-        self.be_nice(if job.background { KNOBS.nice() } else { 0 });
+        self.be_nice(match job.urgency() {
+            Urgency::Background => KNOBS.nice(),
+            _ => 0,
+        });
         self.vm.finish(job);
         true
     }
@@ -219,7 +118,9 @@ impl Worker {
     fn be_nice(&self, nice: u64) {
         if self.nice.load(Relaxed) != nice {
             self.nice.store(nice, Relaxed);
-            // SAFETY: `current` is valid; the knob's range is that of nice values.
+            let nice = i64::try_from(nice).unwrap_or(NICE_MOST);
+            let nice = self.base.saturating_add(nice).min(NICE_MOST);
+            // SAFETY: `current` is valid; any value is taken for the next nice value.
             unsafe {
                 bindings::set_user_nice(bindings::get_current(), nice as kernel::ffi::c_long)
             };
@@ -228,33 +129,58 @@ impl Worker {
 }
 
 impl Vm {
-    /// Sees to it that the VM has mapping threads.
+    /// Sees to it that the VM has mapping threads: as many as the knob says, or else as
+    /// the processors that the caller may run on; fewer where its limits allow no more.
     ///
-    /// Context: an ioctl of the VMM, may sleep.
+    /// Errors: there is none at all. Context: an ioctl of the VMM, may sleep.
     pub(super) fn start_workers(self: &Arc<Self>) -> Result {
-        // Should two containers race, there are more threads than were asked for.
         if !self.state.lock().workers.is_empty() {
             return Ok(());
         }
-        for _ in 0..KNOBS.workers() {
-            let worker = Arc::new(
-                Worker {
-                    vm: self.clone(),
-                    nice: Atomic::new(0),
-                },
-                GFP_KERNEL,
-            )?;
-            let task = Task::spawn(worker, c"vfio-deferred")?;
-            let mut state = self.state.lock();
-            // Not by a `push` that fails: it would drop the task, which waits for the
-            // thread, which waits for the lock.
-            if let Err(e) = state.workers.reserve(1, GFP_KERNEL) {
-                drop(state);
-                return Err(e.into());
+        // SAFETY: `current` is valid, and both fields may be read at any time.
+        let (cpus, priority) = unsafe {
+            let task = bindings::get_current();
+            ((*task).nr_cpus_allowed, (*task).static_prio)
+        };
+        let wanted = match KNOBS.workers() {
+            0 => u64::try_from(cpus).unwrap_or(1).clamp(1, MOST_AUTOMATIC),
+            workers => workers,
+        };
+        let base = i64::from(priority).saturating_sub(NICE_BASE);
+        for _ in 0..wanted {
+            if let Err(e) = self.start_worker(base, wanted) {
+                return match self.state.lock().workers.is_empty() {
+                    true => Err(e),
+                    false => Ok(()),
+                };
             }
-            state.workers.push(task, GFP_KERNEL)?;
         }
         Ok(())
+    }
+
+    fn start_worker(self: &Arc<Self>, base: i64, wanted: u64) -> Result {
+        let worker = Arc::new(
+            Worker {
+                vm: self.clone(),
+                base,
+                nice: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?;
+        let task = Task::spawn(worker, c"vfio-deferred")?;
+        let mut state = self.state.lock();
+        // Another container may have come first.
+        let enough = state.workers.len() as u64 >= wanted;
+        let room = state.workers.reserve(1, GFP_KERNEL);
+        if enough || room.is_err() {
+            // The thread's end is waited for, so not under the lock.
+            drop(state);
+            drop(task);
+            return Ok(room?);
+        }
+        // It has looked for work already, maybe before there was some.
+        task.wake();
+        Ok(state.workers.push(task, GFP_KERNEL)?)
     }
 
     fn next_job(&self) -> Option<Job> {
@@ -298,36 +224,58 @@ impl Vm {
     }
 
     fn finish(&self, job: Job) {
-        let Job {
+        match job {
+            Job::Map(piece) => self.map(piece),
+            Job::Help(Provision {
+                id,
+                range,
+                memory,
+                urgency,
+            }) => {
+                self.populate(id, range, &memory, urgency);
+                self.state.lock().helped(id);
+                self.changed.notify();
+            }
+        }
+    }
+
+    fn map(&self, piece: Piece) {
+        let Piece {
             iommu,
             chunk,
-            background,
-        } = job;
+            memory,
+            urgency,
+        } = piece;
         let id = iommu.id();
-        let result = match self.populate(id, &chunk, background) {
+        let populated = memory.map_or(Populated::Done, |memory| {
+            let populated = self.populate(id, chunk.range(), &memory, urgency);
+            self.state.lock().provided(&memory);
+            populated
+        });
+        let result = match populated {
             Populated::Interrupted => Err(EINTR),
             Populated::Done => iommu.map_chunk(&chunk),
         };
         // The last reference to type1's container must not be ours.
         drop(iommu);
-        if background && result.is_err() {
+        let failed = result.is_err_and(|e| e != EINTR);
+        if failed && urgency == Urgency::Background {
             let until = now().saturating_add(REST_MS.saturating_mul(NSEC_PER_MSEC));
             self.state.lock().rest_until = until;
         }
         self.give_back(id, chunk, result);
     }
 
-    /// Lets the kernel provide the chunk's memory, outside type1's lock.
-    fn populate(&self, id: ContainerId, chunk: &Chunk, background: bool) -> Populated {
-        if !KNOBS.populate() {
-            return Populated::Done;
-        }
-        let Some(vaddrs) = Range::from_len(chunk.vaddr(), chunk.range().len()) else {
-            return Populated::Done;
-        };
-        let go_on = || !self.state.lock().interrupts(id, chunk.range(), background);
-        // Without the little memory that it takes, type1 does all of it.
-        populate(vaddrs, go_on).unwrap_or(Populated::Done)
+    /// Lets the kernel provide memory of a chunk, outside type1's lock.
+    fn populate(
+        &self,
+        id: ContainerId,
+        chunk: Range,
+        memory: &Memory,
+        urgency: Urgency,
+    ) -> Populated {
+        let go_on = || !self.state.lock().interrupts(id, chunk, urgency);
+        memory.populate(go_on).unwrap_or(Populated::Done)
     }
 
     fn give_back(&self, id: ContainerId, chunk: Chunk, result: Result) {
@@ -335,7 +283,11 @@ impl Vm {
         // A slot does not go while a chunk of it is out.
         if let Some(slot) = state.slot(id) {
             match result {
-                Err(EINTR) => slot.table.abort(chunk),
+                Err(EINTR) => {
+                    slot.table.abort(chunk);
+                    // Others have found nothing to do while it was out.
+                    state.wake_workers();
+                }
                 Err(e) => {
                     let range = chunk.range();
                     self.warn_failed(range, e);
@@ -364,8 +316,9 @@ impl Vm {
     /// Waits until all that is wanted of `range` is mapped in every container,
     /// ahead of background work, and calls `done` with the state still locked.
     ///
-    /// Errors: `EINTR` when the process dies, `ENOMEM` when a piece could not be
-    /// mapped (the log says why) or the tables could not grow.
+    /// Errors: `EINTR` when the caller dies, `ESRCH` when the VM's process has gone or is
+    /// another program now, `ENOMEM` when a piece could not be mapped (the log says why)
+    /// or the tables could not grow.
     /// Context: process context, may sleep; not a mapping thread.
     pub(super) fn wait_mapped<R>(
         &self,
@@ -395,7 +348,7 @@ impl Vm {
                 return Ok(done(&mut state));
             }
             if state.dead {
-                return Err(EINTR);
+                return Err(ESRCH);
             }
             let id = state.demands.push(want, range)?;
             state.wake_workers();
@@ -406,13 +359,14 @@ impl Vm {
             .changed
             .wait(&self.state, |state| match state.status(want, range) {
                 Status::Done => Some(done.take().map(|done| done(state)).ok_or(EINTR)),
-                _ if state.dead || !wanted() => Some(Err(EINTR)),
+                _ if state.dead => Some(Err(ESRCH)),
+                _ if !wanted() => Some(Err(EINTR)),
                 Status::Failed => Some(Err(ENOMEM)),
                 Status::Pending if state.demands.shortages != shortages => Some(Err(ENOMEM)),
                 Status::Pending => None,
             });
         let mut state = self.state.lock();
-        state.demands.list.retain(|demand| demand.id != id);
+        state.demands.remove(id);
         drop(state);
         result?
     }
@@ -420,6 +374,17 @@ impl Vm {
     /// Makes everybody who waits look again whether that is still wanted. Any context.
     pub(crate) fn look_again(&self) {
         self.changed.notify();
+    }
+
+    /// Waits until no piece of the VM is out, and keeps it so until the drop: then what
+    /// type1 has charged and what it will be asked for are to be told apart.
+    pub(super) fn count_exactly(&self) -> Count<'_> {
+        self.state.lock().counting += 1;
+        self.changed.wait_uninterruptible(&self.state, |state| {
+            let busy = state.slots.iter().any(super::Slot::is_busy);
+            (!busy).then_some(())
+        });
+        Count(self)
     }
 
     /// Keeps the container's pieces from being taken, and waits for those that were.
@@ -444,5 +409,16 @@ impl Vm {
                 range.end()
             );
         }
+    }
+}
+
+/// See [`Vm::count_exactly`].
+pub(super) struct Count<'a>(&'a Vm);
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.counting = state.counting.saturating_sub(1);
+        state.wake_workers();
     }
 }

@@ -7,19 +7,21 @@
 //! its containers has a *slot* with a table of the guest RAM that was deferred.
 //!
 //! - [`mapper`]: the threads that map, and how to wait for them,
+//! - [`schedule`]: what they do next,
 //! - [`ram`]: what the containers' ioctls do to the tables,
 //! - [`guest`]: what the balloon's messages do to them,
 //! - [`stats`]: counters, and the VM's directory in sysfs.
 //!
 //! # Lock order
 //!
-//! `Container::ops` → `VMS` → `Vm::state` → type1's own locks. The mapping
-//! threads call type1 with none of ours held. `Vm::state` is never held while a
-//! thread is stopped or a directory removed.
+//! `Container::ops` → `VMS` → `Vm::state`, and `Container::ops` → type1's own locks.
+//! The mapping threads call type1 with none of ours held. `Vm::state` is never held
+//! while type1 is called, a thread stopped or a directory removed.
 
 mod guest;
 mod mapper;
 mod ram;
+mod schedule;
 mod stats;
 
 pub(crate) use guest::deflate_on;
@@ -52,11 +54,15 @@ use crate::{
         Parent, //
     },
     logic::{
+        budget::Budget,
         memory_map::{
             MemoryMap,
             UserRange, //
         },
-        range::Range,
+        range::{
+            Align,
+            Range, //
+        },
         range_map::RangeMap,
         state::{
             Status,
@@ -73,9 +79,10 @@ use crate::{
     },
 };
 
-use mapper::{
+use mapper::Worker;
+use schedule::{
     Demands,
-    Worker, //
+    Provision, //
 };
 use stats::Stats;
 
@@ -86,8 +93,14 @@ struct Slot {
     table: Table,
     /// What type1 was given at once.
     direct: RangeMap<UserRange>,
-    /// Nothing of it may be mapped right now: its groups change.
+    /// No piece crosses a multiple of it.
+    max: Align,
+    /// How many pieces there may be.
+    budget: Budget,
+    /// Nothing of it may be mapped right now: it is being unmapped, or its groups change.
     paused: bool,
+    /// Threads that help with the memory of its pieces.
+    helpers: u32,
     /// Calls of type1 that mapped a piece of the table.
     mappings: u64,
 }
@@ -99,8 +112,12 @@ struct State {
     memory: MemoryMap,
     workers: KVec<Task<Worker>>,
     demands: Demands,
+    /// The memory of the pieces that are out.
+    provisions: KVec<Provision>,
     /// The balloon, while its device is bound.
     balloon: Option<Session>,
+    /// Nothing of the VM may be mapped right now: somebody counts what is.
+    counting: u32,
     /// Devices that were let through the bus-master gate with everything mapped.
     masters: u32,
     /// Devices that firmware was let through with, with RAM below 4 GiB mapped.
@@ -127,10 +144,10 @@ impl Slot {
         self.table.overlaps(range) || !self.direct.overlapping(range).is_empty()
     }
 
-    /// Whether a piece of it is being mapped.
+    /// Whether a thread works on a piece of it.
     fn is_busy(&self) -> bool {
         let totals = self.table.totals();
-        totals.mapping_outside | totals.mapping_balloon != 0
+        totals.mapping_outside | totals.mapping_balloon != 0 || self.helpers > 0
     }
 
     /// Bytes of it that are not mapped.
@@ -168,6 +185,12 @@ impl State {
         self.slots.iter_mut().find(|slot| slot.iommu.id() == id)
     }
 
+    /// Forgets where RAM is that no container has any more.
+    fn forget_memory(&mut self) {
+        let Self { slots, memory, .. } = self;
+        memory.retain(|range| slots.iter().any(|slot| slot.overlaps(range)));
+    }
+
     /// The largest sum of any container.
     fn most(&self, bytes: impl Fn(&Slot) -> u64) -> u64 {
         self.slots.iter().map(bytes).max().unwrap_or(0)
@@ -197,7 +220,7 @@ pub(crate) struct Vm {
 /// A VM that can be found, and its directory.
 struct Entry {
     vm: Arc<Vm>,
-    _directory: Option<Directory<Vm>>,
+    directory: Option<Directory<Vm>>,
 }
 
 /// All VMs.
@@ -251,7 +274,9 @@ impl Vm {
                     memory: MemoryMap::new(),
                     workers: KVec::new(),
                     demands: Demands::new(),
+                    provisions: KVec::new(),
                     balloon: None,
+                    counting: 0,
                     masters: 0,
                     early: 0,
                     firmware: KNOBS.firmware(),
@@ -270,7 +295,8 @@ impl Vm {
         )
     }
 
-    /// Whether it is the VM of the calling process.
+    /// Whether it is the calling process: others may have its containers, too, after a
+    /// `fork()` or by passing descriptors.
     pub(crate) fn is_current(&self) -> bool {
         current!()
             .mm()
@@ -321,15 +347,20 @@ impl Vm {
     }
 
     fn register(vms: &mut Registry, vm: &Arc<Self>) -> Result {
-        // A VM without a directory is better than none: its name is taken only
-        // while another process image of the same pid is on its way out.
+        // The program that the process was before an `exec()`, whose descriptors it has
+        // kept: the name is for what it is now. Readers do not take this lock.
+        let mut before = vms.entries.iter_mut();
+        if let Some(entry) = before.find(|entry| entry.vm.pid == vm.pid) {
+            drop(entry.directory.take());
+        }
+        // A VM without a directory is better than none.
         let directory = Self::directory(vm, vms.directory.as_deref())
             .inspect_err(|e| pr_warn!("{vm}: no sysfs directory: {e:?}\n"))
             .ok();
         vms.entries.push(
             Entry {
                 vm: vm.clone(),
-                _directory: directory,
+                directory,
             },
             GFP_KERNEL,
         )?;
@@ -366,7 +397,10 @@ impl Vm {
             iommu: iommu.into(),
             table: Table::new(),
             direct: RangeMap::new(),
+            max: Align::at_most(KNOBS.chunk()),
+            budget: Budget::NONE,
             paused: false,
+            helpers: 0,
             mappings: 0,
         };
         self.state.lock().slots.push(slot, GFP_KERNEL)?;
@@ -385,13 +419,8 @@ impl Vm {
         self.pause(id);
         {
             let mut state = self.state.lock();
-            if let Some(range) = state.slot(id).map(|_| Range::ALL) {
-                // RAM of other containers of the VM is the same RAM: keep it.
-                if state.slots.len() == 1 {
-                    state.memory.remove(range);
-                }
-            }
             state.slots.retain(|slot| slot.iommu.id() != id);
+            state.forget_memory();
         }
         self.changed.notify();
         self.drop_if_unused();

@@ -14,6 +14,7 @@ use crate::{
     iommu::ContainerId,
     knobs::KNOBS,
     logic::{
+        budget::Budget,
         command::Need,
         memory_map::UserRange,
         range::Range,
@@ -43,33 +44,54 @@ const FIRMWARE: Range = match Range::new(0, 1 << 32) {
 impl Vm {
     /// Records a map of the caller instead of making it; false if it must be made now.
     ///
-    /// Errors are type1's own: `EEXIST` on overlap, `ENOMEM` beyond
-    /// `RLIMIT_MEMLOCK` or without memory. Context: the VMM's `MAP_DMA` ioctl.
+    /// `available`: how many more mappings type1 takes. Errors are type1's own: `EEXIST`
+    /// on overlap, `ENOMEM` beyond `RLIMIT_MEMLOCK` or without memory.
+    /// Context: the VMM's `MAP_DMA` ioctl.
     pub(crate) fn defer(
         self: &Arc<Self>,
         id: ContainerId,
         iova: Range,
         vaddr: u64,
+        available: u32,
     ) -> Result<bool> {
-        self.start_workers()?;
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        let served = state.balloon.is_some() || state.gate_only;
-        let mastered = state.masters > 0 || state.early > 0;
-        if state.dead || state.ready || mastered || !served {
+        if self.start_workers().is_err() {
+            // A limit of processes, say: nobody would map it.
             return Ok(false);
         }
-        // What will be pinned later counts against the limit now.
-        let promised = state.slots.iter().map(super::Slot::unmapped);
-        let promised = promised.fold(iova.len(), u64::saturating_add);
-        if !user::may_lock(promised) {
-            return Err(ENOMEM);
-        }
+        // Dropped after the lock.
+        let mut count = None;
+        let mut guard = loop {
+            let guard = self.state.lock();
+            let served = guard.balloon.is_some() || guard.gate_only;
+            let mastered = guard.masters > 0 || guard.early > 0;
+            if guard.dead || guard.ready || mastered || !served {
+                return Ok(false);
+            }
+            // What will be pinned later counts against the limit now.
+            let promised = guard.slots.iter().map(super::Slot::unmapped);
+            let promised = promised.fold(iova.len(), u64::saturating_add);
+            if user::may_lock(promised) {
+                break guard;
+            }
+            // type1 has charged a part of the pieces that are out: count again without any.
+            if count.is_some() || !guard.slots.iter().any(super::Slot::is_busy) {
+                return Err(ENOMEM);
+            }
+            drop(guard);
+            count = Some(self.count_exactly());
+        };
+        let state = &mut *guard;
         let slot = state.slots.iter_mut().find(|s| s.iommu.id() == id);
         let slot = slot.ok_or(ESTALE)?;
         if slot.overlaps(iova) {
             return Err(EEXIST);
         }
+        let budget = Budget::new(u64::from(available), slot.table.pieces());
+        let windows = slot.table.windows(slot.max);
+        if !budget.allows(windows.saturating_add(iova.windows(slot.max))) {
+            return Ok(false);
+        }
+        slot.budget = budget;
         slot.table.insert(iova, vaddr).map_err(|e| match e {
             InsertError::Overlap => EEXIST,
             InsertError::Invalid => EINVAL,
@@ -134,6 +156,15 @@ impl Vm {
         }
     }
 
+    /// A map has another address now; `plain`: of RAM that the guest may name.
+    pub(crate) fn moved(&self, iova: Range, vaddr: u64, plain: bool) {
+        let mut state = self.state.lock();
+        state.memory.retain(|range| !range.overlaps(iova));
+        if plain && state.memory.insert(iova, vaddr).is_err() {
+            pr_warn!("{self}: no memory to note a map\n");
+        }
+    }
+
     /// Unmaps by `inner` and forgets what was deferred in `range`.
     ///
     /// Returns how many bytes more than type1 says were unmapped. `EINVAL` if
@@ -158,18 +189,19 @@ impl Vm {
             }
         }
         self.pause(id);
-        let mut state = self.state.lock();
-        let slot = state.slot(id).ok_or(EINVAL)?;
-        // Nothing of the slot is being mapped, and nothing will be while the state is locked.
-        let removed = inner().map(|()| slot.table.remove(range).unwrap_or_default());
-        slot.paused = false;
-        state.wake_workers();
-        drop(state);
-        if removed.is_ok() {
-            self.forget(id, range);
-        }
+        // Nothing of it is being mapped, nor will be: only the caller can end the pause.
+        let result = inner();
+        let removed = {
+            let mut state = self.state.lock();
+            let slot = state.slot(id).ok_or(EINVAL)?;
+            slot.paused = false;
+            let removed = result.map(|()| slot.table.remove(range).unwrap_or_default());
+            state.wake_workers();
+            removed?
+        };
+        self.forget(id, range);
         self.changed.notify();
-        removed.map(|removed| removed.bytes.saturating_sub(removed.mapped))
+        Ok(removed.bytes.saturating_sub(removed.mapped))
     }
 
     /// type1 has unmapped what it had of `range`. The caller holds the container's
@@ -180,9 +212,14 @@ impl Vm {
             slot.direct.remove(range);
         }
         // The same RAM may be in another container of the VM.
-        let mut others = state.slots.iter().filter(|slot| slot.iommu.id() != id);
-        if !others.any(|slot| slot.overlaps(range)) {
-            state.memory.remove(range);
+        state.forget_memory();
+    }
+
+    /// Forgets a deferred map whose `MAP_DMA` fails after all; `inner` unmaps what was made
+    /// of it.
+    pub(crate) fn undo(&self, id: ContainerId, iova: Range, inner: impl FnOnce() -> Result) {
+        if let Err(e) = self.unmap(id, iova, inner) {
+            pr_warn!("{self}: a map that failed is left: {e:?}\n");
         }
     }
 

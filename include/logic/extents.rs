@@ -100,6 +100,31 @@ impl Extents {
         Range::new(run.start(), run.end().min(limit))
     }
 
+    /// All that is missing around `run` without a gap, as far as `max` allows.
+    pub(super) fn around(&self, run: Range, max: Align) -> Range {
+        let start = max.down(run.start()).max(self.range.start());
+        let end = max.next_boundary(run.start()).min(self.range.end());
+        let mut whole = run;
+        let Some(window) = Range::new(start, end) else {
+            return run;
+        };
+        // Each run inside the window, until one covers `run`.
+        let mut found: Option<Range> = None;
+        for (range, state) in self.iter_in(window) {
+            found = match found {
+                _ if !state.is_missing() => None,
+                None => Some(range),
+                Some(left) => Some(left.hull(range)),
+            };
+            if let Some(run) = found.filter(|found| found.overlaps(run)) {
+                whole = run;
+            } else if range.start() >= run.end() {
+                break;
+            }
+        }
+        whole
+    }
+
     /// Makes room for the two cuts that an [`Extents::update`] can need.
     pub(super) fn reserve_cuts(&mut self) -> Result<(), NoMemory> {
         self.list.try_reserve(2)

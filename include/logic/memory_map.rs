@@ -76,9 +76,16 @@ impl MemoryMap {
         self.0.insert(entry)
     }
 
-    /// Removes the entries that lie wholly inside `range`.
-    pub(crate) fn remove(&mut self, range: Range) {
-        self.0.remove(range);
+    /// Removes the entries whose ranges `keep` does not want.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Range) -> bool) {
+        let mut from = 0;
+        while let Some(range) = self.entries().get(from).map(|entry| entry.range()) {
+            if keep(range) {
+                from = from.saturating_add(1);
+            } else {
+                self.0.remove(range);
+            }
+        }
     }
 
     /// The user address of `iova`, and how many of the `len` bytes from there lie behind it
@@ -137,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn remove_takes_whole_entries() {
+    fn retain() {
         let mut map = map();
-        map.remove(r(0x1000, 0x5fff));
+        map.retain(|range| range != r(0x2000, 0x4000));
         assert_eq!(map.translate(0x2000, 1), None);
         assert_eq!(map.entries().len(), 2);
-        map.remove(r(0x5800, 0x5900));
+        map.retain(|_| true);
         assert_eq!(map.entries().len(), 2);
-        map.remove(Range::ALL);
+        map.retain(|_| false);
         assert!(map.entries().is_empty());
     }
 }

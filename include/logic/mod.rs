@@ -21,8 +21,10 @@
     )
 )]
 
+pub(crate) mod budget;
 pub(crate) mod chain;
 pub(crate) mod command;
+pub(crate) mod eager;
 mod extents;
 mod le;
 pub(crate) mod memory;

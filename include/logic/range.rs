@@ -142,6 +142,13 @@ impl Range {
         }
     }
 
+    /// How many pieces there are when it is cut at each multiple of `align`; at least 1.
+    pub(crate) const fn windows(self, align: Align) -> u64 {
+        // `start <= end - 1`, and the shift of their difference leaves room for the one more.
+        let (first, last) = (self.start >> align.0, self.end.wrapping_sub(1) >> align.0);
+        last.wrapping_sub(first).saturating_add(1)
+    }
+
     /// Whether both ends are aligned.
     pub(crate) const fn is_aligned(self, align: Align) -> bool {
         align.divides(self.start) && align.divides(self.end)
@@ -194,6 +201,17 @@ mod tests {
         assert_eq!(a.intersect(r(15, 30)), Some(r(15, 20)));
         assert_eq!(a.intersect(r(20, 30)), None);
         assert_eq!(a.hull(r(30, 40)), r(10, 40));
+    }
+
+    #[test]
+    fn windows() {
+        let a = Align::of_shift(4);
+        assert_eq!(r(16, 32).windows(a), 1);
+        assert_eq!(r(31, 33).windows(a), 2);
+        assert_eq!(r(0, 1).windows(a), 1);
+        assert_eq!(r(15, 65).windows(a), 5);
+        assert_eq!(Range::ALL.windows(Align::of_shift(63)), 2);
+        assert_eq!(Range::ALL.windows(Align::of_shift(0)), u64::MAX);
     }
 
     #[test]

@@ -77,9 +77,14 @@ impl State {
     /// After a chunk that covers the byte was taken for mapping.
     pub(super) const fn taken(self) -> Self {
         match self {
-            Self::Unmapped(place) => Self::Mapping(place),
+            Self::Unmapped(place) | Self::Failed(place) => Self::Mapping(place),
             _ => self,
         }
+    }
+
+    /// Whether the byte is neither in the IOMMU nor on its way there.
+    pub(super) const fn is_missing(self) -> bool {
+        matches!(self, Self::Unmapped(_) | Self::Failed(_))
     }
 
     /// After the chunk came back mapped, or could not be mapped.

@@ -54,6 +54,16 @@ pub(crate) struct Removed {
     pub(crate) mapped: u64,
 }
 
+/// How much [`Table::take`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// A run of what is wanted.
+    Wanted,
+    /// All that is missing around it, wanted or not, between two multiples of the largest size:
+    /// when mappings are getting scarce.  See [`super::budget`].
+    Around,
+}
+
 /// A piece of guest RAM that its holder is going to map.
 ///
 /// It comes from [`Table::take`] and has to go back through [`Table::complete`] or
@@ -79,6 +89,8 @@ impl Chunk {
 pub(crate) struct Block {
     user: UserRange,
     extents: Extents,
+    /// Chunks of it that came back mapped.
+    pieces: u64,
 }
 
 impl Block {
@@ -120,6 +132,7 @@ impl Table {
         self.blocks.insert(Block {
             user: UserRange::new(range, vaddr).ok_or(InsertError::Invalid)?,
             extents: Extents::new(range, state)?,
+            pieces: 0,
         })?;
         self.totals.add(state, range.len());
         Ok(())
@@ -179,15 +192,22 @@ impl Table {
     /// ballooned extents; each part remembers which it was.  Pieces that are out never overlap.
     /// To walk a fragmented table in linear time, go on with a `within` that starts at the end of
     /// the last piece.
+    ///
+    /// `extent` says what is taken along: see [`Take`].
     pub(crate) fn take(
         &mut self,
         want: Want,
         within: Range,
         max: Align,
+        extent: Take,
     ) -> Result<Option<Chunk>, NoMemory> {
         for block in self.blocks.overlapping_mut(within) {
-            let Some(range) = block.extents.find(want, within, max) else {
+            let Some(run) = block.extents.find(want, within, max) else {
                 continue;
+            };
+            let range = match extent {
+                Take::Wanted => run,
+                Take::Around => block.extents.around(run, max),
             };
             block.extents.reserve_cuts()?;
             block
@@ -213,6 +233,11 @@ impl Table {
     /// Never allocates.
     pub(crate) fn complete(&mut self, chunk: Chunk, ok: bool) {
         self.settle(chunk.range(), |state| state.completed(ok));
+        if ok {
+            for block in self.blocks.overlapping_mut(chunk.range()) {
+                block.pieces = block.pieces.saturating_add(1);
+            }
+        }
     }
 
     /// Brings back a chunk without a try: its parts are what they were.
@@ -239,6 +264,20 @@ impl Table {
     /// The bytes by state.
     pub(crate) fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// The mappings that the blocks consist of now; takes time with the number of blocks.
+    pub(crate) fn pieces(&self) -> u64 {
+        let pieces = self.blocks.all().iter().map(|block| block.pieces);
+        pieces.fold(0, u64::saturating_add)
+    }
+
+    /// The fewest mappings that the blocks can be made of, in pieces that cross no multiple of
+    /// `max`; takes time with the number of blocks.
+    pub(crate) fn windows(&self, max: Align) -> u64 {
+        let blocks = self.blocks.all().iter();
+        let windows = blocks.map(|block| block.range().windows(max));
+        windows.fold(0, u64::saturating_add)
     }
 
     /// The number of blocks.

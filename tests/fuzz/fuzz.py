@@ -40,6 +40,8 @@ FAULTS = [
      "sums.mapping_outside != 0"),
     ("table", "state.rs", "Self::Failed(place) => Self::Unmapped(place),",
      "Self::Failed(_) => Self::Unmapped(Place::Outside),"),
+    ("table", "extents.rs", "max.down(run.start()).max(self.range.start())",
+     "self.range.start()"),
 ]
 
 

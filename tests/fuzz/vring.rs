@@ -83,7 +83,7 @@ impl Guest<'_> {
             let added = self.map.insert(range, VMM + (SLOTS - 1 - slot) * SLOT);
             assert_eq!(added.is_ok(), !self.present[slot as usize]);
         } else {
-            self.map.remove(range);
+            self.map.retain(|other| other != range);
         }
         self.present[slot as usize] = present;
     }

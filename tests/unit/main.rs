@@ -7,6 +7,8 @@
 mod logic;
 
 #[cfg(test)]
+mod budget;
+#[cfg(test)]
 mod command;
 #[cfg(test)]
 mod protocol;

@@ -22,7 +22,8 @@ use crate::logic::table::{
     Busy,
     Chunk,
     Removed,
-    Table, //
+    Table,
+    Take, //
 };
 use crate::logic::vec::{
     injection,
@@ -177,6 +178,31 @@ impl Model {
         Some(granules(first, end))
     }
 
+    /// What [`Take::Around`] makes of what `find` returned.
+    fn around(&self, run: Range, max: Align) -> Range {
+        let missing = |i: usize| {
+            let cell = self.cells.get(i).copied().flatten();
+            cell.is_some_and(|c| !matches!(c.state, State::Mapping(_) | State::Mapped))
+        };
+        let boundary = |i: usize| (BASE + i as u64 * UNIT) % max.bytes() == 0;
+        let run = indices(run);
+        let (mut start, mut end) = (run.start, run.end);
+        while self.joined(start) && missing(start - 1) && !boundary(start) {
+            start -= 1;
+        }
+        while self.joined(end) && missing(end) && !boundary(end) {
+            end += 1;
+        }
+        granules(start, end)
+    }
+
+    /// The fewest mappings that the blocks can be.
+    fn windows(&self, max: Align) -> u64 {
+        let boundary = |i: usize| (BASE + i as u64 * UNIT) % max.bytes() == 0;
+        let starts = |&i: &usize| self.cells[i].is_some() && (!self.joined(i) || boundary(i));
+        (0..GRANULES).filter(starts).count() as u64
+    }
+
     fn status(&self, want: Want, range: Range) -> Status {
         let mut status = Status::Done;
         for cell in self.cells[indices(range)].iter().flatten() {
@@ -235,6 +261,10 @@ fn check(table: &Table, model: &Model) {
     assert_eq!(table.extent_count(), extents);
     let starts = (0..GRANULES).filter(|&i| model.cells[i].is_some() && !model.joined(i));
     assert_eq!(table.block_count(), starts.count());
+    for shift in [12, 14] {
+        let max = Align::of_shift(shift);
+        assert_eq!(table.windows(max), model.windows(max));
+    }
 }
 
 /// Runs `op` where a random allocation may fail, and tells whether one did.
@@ -307,8 +337,12 @@ impl Pair {
     fn take(&mut self, rng: &mut Rng, range: Range) {
         let want = [Want::Outside, Want::All][rng.below(2) as usize];
         let max = Align::of_shift(12 + rng.below(6) as u32);
-        let expected = self.model.find(want, range, max);
-        let (result, failed) = with_injection(rng, || self.table.take(want, range, max));
+        let extent = [Take::Wanted, Take::Around][rng.below(2) as usize];
+        let expected = self.model.find(want, range, max).map(|run| match extent {
+            Take::Wanted => run,
+            Take::Around => self.model.around(run, max),
+        });
+        let (result, failed) = with_injection(rng, || self.table.take(want, range, max, extent));
         match result {
             Err(NoMemory) => assert!(failed),
             Ok(None) => assert_eq!(expected, None),
@@ -321,6 +355,7 @@ impl Pair {
                 );
                 self.model.change(chunk.range(), |state| match state {
                     State::Unmapped(place) => State::Mapping(place),
+                    State::Failed(place) if extent == Take::Around => State::Mapping(place),
                     other => panic!("{other:?} was taken"),
                 });
                 self.out.push(chunk);
@@ -337,10 +372,12 @@ impl Pair {
             .swap_remove(rng.below(self.out.len() as u64) as usize);
         let range = chunk.range();
         let what = rng.below(4);
+        let pieces = self.table.pieces();
         without_memory(|| match what {
             0 => self.table.abort(chunk),
             _ => self.table.complete(chunk, what != 1),
         });
+        assert_eq!(self.table.pieces(), pieces + u64::from(what > 1));
         self.model.change(range, |state| match (state, what) {
             (State::Mapping(place), 0) => State::Unmapped(place),
             (State::Mapping(place), 1) => State::Failed(place),
@@ -359,6 +396,9 @@ impl Pair {
             2 => {
                 let removed = without_memory(|| self.table.remove(range));
                 assert_eq!(removed, self.model.remove(range));
+                if self.table.block_count() == 0 {
+                    assert_eq!(self.table.pieces(), 0);
+                }
             }
             3..=7 => {
                 let (result, failed) = with_injection(rng, || self.table.inflate(range));

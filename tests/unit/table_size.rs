@@ -8,7 +8,10 @@ use crate::logic::range::{
     Range, //
 };
 use crate::logic::state::Want;
-use crate::logic::table::Table;
+use crate::logic::table::{
+    Table,
+    Take, //
+};
 use crate::rng::Rng;
 use std::time::Instant;
 
@@ -30,7 +33,7 @@ fn table() -> (Table, Range) {
 fn map_all(table: &mut Table, want: Want, all: Range) -> u64 {
     let (mut chunks, mut within) = (0, Some(all));
     while let Some(rest) = within {
-        let Some(chunk) = table.take(want, rest, CHUNK).unwrap() else {
+        let Some(chunk) = table.take(want, rest, CHUNK, Take::Wanted).unwrap() else {
             break;
         };
         within = Range::new(chunk.range().end(), all.end());
