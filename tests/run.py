@@ -34,6 +34,8 @@ PROGRAMS = {
 # Of L1: the largest VM that is tested has 4 GiB. Seconds that the tests may take.
 MEMORY = "5200M"
 TIME_LIMIT = 2400
+# Two nodes, whose memory stays where it was put.
+NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
 
 class Count:
@@ -161,7 +163,7 @@ def boot_l1(part, count, *words, devices=("edu", "edu", "nvme"), limit=TIME_LIMI
 def in_l1(part, count, *words):
     """The same, after what it needs was built."""
     if build(part, count):
-        boot_l1(part, count, *words)
+        boot_l1(part, count, *NUMA, *words)
 
 
 def selftests(count, patterns):

@@ -70,6 +70,14 @@ def provoked_oom():
     _provoked.update(id(line) for line in LOG.lines[before:] if "Call Trace:" in line)
 
 
+@contextlib.contextmanager
+def provoked_complaint():
+    """What is done in here makes L1's kernel complain, as it should."""
+    before = len(LOG.update())
+    yield
+    _provoked.update(id(line) for line in LOG.update()[before:])
+
+
 def unprovoked_faults():
     return [line for line in LOG.faults() if id(line) not in _provoked]
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How memory is mapped: by a policy without a balloon (I4, I7), whatever memory it
-is, in as large pages as type1 does it, and any amount of it."""
+"""How memory is mapped: by a policy without a balloon (I4, I7), in as large pages as
+type1 does it, for several devices, some of it at once."""
 
 import contextlib
 import os
-import re
 import struct
 from pathlib import Path
 
@@ -12,24 +11,13 @@ import bed
 import guest
 import host
 import vfio
+from memory import HUGE, memfd, open_container, wait_all
 from tap import Skip, at_least, at_most, equal, eventually, group
-from test_type1 import answers, expect_same, stat
-from vfio import PROT_NONE, PROT_READ, PROT_WRITE
+from test_type1 import BALLOON, answers, expect_same, stat
+from vfio import PROT_READ, PROT_WRITE
 
 IOVA = 8 << 30
 SIZE = 256 * bed.MIB
-HUGE = 2 * bed.MIB
-
-
-@contextlib.contextmanager
-def open_container():
-    """A container of this process, without a balloon."""
-    with contextlib.closing(vfio.Container(host.find_device(host.EDU))) as container:
-        yield container
-
-
-def wait_all():
-    bed.wait_mapped(os.getpid())
 
 
 @group("policy gate: without a balloon, the bus-master gate alone")
@@ -111,113 +99,6 @@ def stock_guest(_):
         bed.wait_mapped(vm.pid)
         equal("VmLck in KiB", vm.memory()["VmLck"], bed.stock_locked())
         vm.quit()
-
-
-@group("kinds of memory")
-def backends():
-    guest.prepare("deferred")
-    with bed.knobs_set(policy="gate"):
-        yield None
-
-
-def expect_mapped(ram, size=SIZE):
-    with open_container() as c:
-        equal("map", c.map(IOVA, size, ram), 0)
-        equal("deferred_bytes", stat("deferred_bytes"), size)
-        wait_all()
-        equal("failures", stat("failures"), 0)
-        equal("pages pinned", bed.pages_pinned(), size // vfio.PAGE)
-    vfio.unmap_memory(ram, size)
-
-
-@backends.test("I1", "anonymous memory, with huge pages and without")
-def anonymous(_):
-    expect_mapped(vfio.memory(SIZE))
-    ram = vfio.memory(SIZE)
-    vfio.advise(ram, SIZE, vfio.NOHUGEPAGE)
-    expect_mapped(ram)
-
-
-@backends.test("I1", "shared memory of a file")
-def shared(_):
-    with memfd(SIZE) as fd:
-        expect_mapped(vfio.memory(SIZE, fd=fd))
-
-
-@backends.test("I1", "hugetlb memory")
-def hugetlb(_):
-    with hugetlb_pages(SIZE), memfd(SIZE, os.MFD_HUGETLB) as fd:
-        expect_mapped(vfio.memory(SIZE, fd=fd))
-
-
-@backends.test("I1", "nothing of it is written: what was there still is")
-def contents(_):
-    with memfd(SIZE) as fd:
-        word = os.urandom(32)
-        offsets = [0, HUGE - 16, SIZE // 2 + 4095, SIZE - 32]
-        for offset in offsets:
-            os.pwrite(fd, word, offset)
-        expect_mapped(vfio.memory(SIZE, fd=fd))
-        for offset in offsets:
-            equal(f"what is at {offset:#x}", os.pread(fd, 32, offset), word)
-        equal("what was never written", os.pread(fd, 4096, SIZE // 4), bytes(4096))
-
-
-@backends.test("I3", "a file that is too short fails, and is mapped when it has grown")
-def hole(_):
-    with memfd(SIZE // 2) as fd, open_container() as c:
-        ram = vfio.memory(SIZE, fd=fd)
-        equal("map", c.map(IOVA, SIZE, ram), 0)
-        equal("answer to the write", vfio.name(c.set_master(True)), "ENOMEM")
-        at_least("failed_bytes", stat("failed_bytes"), HUGE)
-        os.ftruncate(fd, SIZE)
-        equal("bytes written", c.set_master(True), 2)
-        equal("bytes that wait", stat("unmapped_bytes"), 0)
-        vfio.unmap_memory(ram, SIZE)
-
-
-def shared_kib():
-    """How much shared memory this process has touched."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^RssShmem:\s+(\d+) kB$", status, re.M)[1])
-
-
-@backends.test("I7", "an unmap does not wait for memory that is being provided; "
-                     "negative control: for memory that type1 provides, it does")
-def interrupted(_):
-    size = bed.GIB
-    for populate, pieces in ((1, 0), (0, 1)):
-        with bed.knobs_set(populate=populate, workers=1, chunk_mib=1024), \
-             memfd(size) as fd, open_container() as c:
-            ram = vfio.memory(size, fd=fd)
-            before = shared_kib()
-            equal("map", c.map(IOVA, size, ram), 0)
-            eventually("it has begun", lambda base=before: shared_kib() > base + 4096, pause=0)
-            equal("unmap", c.unmap(IOVA, size), (0, size))
-            equal(f"pieces that were mapped, populate={populate}", stat("inner_mappings"), pieces)
-            vfio.unmap_memory(ram, size)
-
-
-@contextlib.contextmanager
-def memfd(size, flags=0):
-    fd = os.memfd_create("ram", flags)
-    try:
-        os.ftruncate(fd, size)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def hugetlb_pages(size):
-    path = Path("/proc/sys/vm/nr_hugepages")
-    path.write_text(f"{size // HUGE}\n")
-    try:
-        if int(path.read_text()) < size // HUGE:
-            raise Skip("not enough huge pages")
-        yield
-    finally:
-        path.write_text("0\n")
 
 
 def iommu_unit():
@@ -354,32 +235,52 @@ def groups(second):
     vfio.unmap_memory(ram, 4 * SIZE)
 
 
-@group("more memory than there is")
-def large():
+@group("eager windows")
+def eager():
     guest.prepare("deferred")
-    with bed.knobs_set(policy="gate"):
-        yield None
+    with bed.knobs_set(threshold_mib=0, fallback_timeout_ms=86_400_000):
+        yield lambda: contextlib.closing(vfio.Container(host.find_device(host.EDU), BALLOON))
 
 
-# Of memory that is mapped many times in a row.
-UNIT = 64 * bed.MIB
+def eager_knobs(first, low_top, top):
+    return bed.knobs_set(eager_first_mib=first, eager_low_top_mib=low_top, eager_top_mib=top)
 
 
-@large.test("I1", "256 GiB are deferred and mapped, in one piece a GiB, and unmapped again")
-def repeated(_):
-    size = 256 * bed.GIB
-    with hugetlb_pages(UNIT), memfd(UNIT, os.MFD_HUGETLB) as fd, open_container() as c:
-        ram = vfio.memory(size, PROT_NONE)
-        for at in range(0, size, UNIT):
-            vfio.memory_at(ram + at, UNIT, fd)
-        equal("map", c.map(bed.GIB << 10, size, ram), 0)
-        equal("bytes that wait", stat("deferred_bytes"), size)
-        eventually("all memory is mapped", lambda: stat("unmapped_bytes") == 0, 300)
-        equal("pieces", stat("inner_mappings"), size // bed.GIB)
-        equal("extents", stat("extents"), 1)
-        equal("unmap", c.unmap(bed.GIB << 10, size), (0, size))
+@eager.test("I1", "they are mapped when MAP_DMA returns, and the rest of the map waits; "
+                  "negative control: without windows all of it waits")
+def windows(new):
+    ram = vfio.memory(3 * SIZE)
+    for sizes, wanted in (((16, 32, 64), (16 + 32, 32, 64)), ((0, 0, 0), (0, 0, 0))):
+        with eager_knobs(*sizes), new() as c:
+            mapped = 0
+            for index, iova in enumerate((0, 2 * bed.GIB, IOVA)):
+                equal("map", c.map(iova, SIZE, ram + index * SIZE), 0)
+                mapped += wanted[index] * bed.MIB
+                equal(f"bytes that wait, {sizes}", stat("unmapped_bytes"),
+                      (index + 1) * SIZE - mapped)
+                equal(f"pages pinned, {sizes}", bed.pages_pinned(), mapped // vfio.PAGE)
+            # The ends of the maps, not only so many bytes.
+            states = {(start, end) for start, end, state in bed.extents(os.getpid())
+                      if state == "mapped"}
+            equal("what is mapped", states, {
+                (0, 16 * bed.MIB), (SIZE - 32 * bed.MIB, SIZE),
+                (2 * bed.GIB + SIZE - 32 * bed.MIB, 2 * bed.GIB + SIZE),
+                (IOVA + SIZE - 64 * bed.MIB, IOVA + SIZE)} if mapped else set())
+    vfio.unmap_memory(ram, 3 * SIZE)
+
+
+@eager.test("I3", "a window that cannot be mapped is refused at MAP_DMA, and nothing is left of it")
+def refused_window(new):
+    with memfd(SIZE - HUGE) as fd, eager_knobs(16, 0, 16), new() as c:
+        ram = vfio.memory(SIZE, fd=fd)
+        equal("answer", vfio.name(c.map(IOVA, SIZE, ram)), "ENOMEM")
+        equal("bytes that wait", stat("unmapped_bytes"), 0)
         equal("pages pinned", bed.pages_pinned(), 0)
-        vfio.unmap_memory(ram, size)
+        os.ftruncate(fd, SIZE)
+        equal("map", c.map(IOVA, SIZE, ram), 0)
+        equal("bytes that wait", stat("unmapped_bytes"), SIZE - 16 * bed.MIB)
+        equal("unmap", c.unmap(IOVA, SIZE), (0, SIZE))
+        vfio.unmap_memory(ram, SIZE)
 
 
 @group("mapping from the start, with a balloon")
