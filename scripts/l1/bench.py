@@ -10,8 +10,10 @@ and /results/results.json is complete after every VM. Exit status 1 if a VM fail
 Modes: floor (no device), stock (type1, our module not loaded), deferred (our
 modules in host and guest), and once for each size deferred-hold: the balloon is
 kept full after the commit, so that what it saves can be measured at leisure. The
-largest size is also booted in mode gate: our host module with policy "gate", and
-nothing of ours in the guest.
+largest size is also booted in modes gate (our host module with policy "gate", and
+nothing of ours in the guest) and deferred-low (threshold_mib=0).
+
+Then the mapper is measured alone, and what an assigned disk reads: maps.py.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import guest
 import host
+import maps
 from channel import Closed
 
 RESULTS = guest.RESULTS / "results.json"
@@ -167,12 +170,16 @@ def lacks_init(vm, error):
 
 def measure(size, mode, run, knobs):
     """Boots one VM and returns its figures; times are seconds since exec()."""
-    base = {"deferred-hold": "deferred", "gate": "stock"}.get(mode, mode)
+    base = {"deferred-hold": "deferred", "deferred-low": "deferred",
+            "gate": "stock"}.get(mode, mode)
     guest.prepare("deferred" if mode == "gate" else base)
     for knob, value in knobs if host.is_loaded(host.MODULE) else ():
         host.set_knob(knob, value)
     if host.is_loaded(host.MODULE):
         host.set_knob("policy", "gate" if mode == "gate" else "balloon")
+        threshold = host.knob("threshold_mib")
+        if mode == "deferred-low":
+            host.set_knob("threshold_mib", 0)
     options = {"modules": [GUEST_MODULE] if base == "deferred" else []}
     if mode == "deferred-hold":
         host.set_knob("hold", 1)
@@ -193,6 +200,8 @@ def measure(size, mode, run, knobs):
                 raise NoInit("L2's kernel did not get to its init, again and again") from None
             raise
         vm.quit()
+        if mode == "deferred-low":
+            host.set_knob("threshold_mib", threshold)
         console = [line for _, line in vm.console.lines]
     return result | {
         "pins_left": pins_left(pinned),
@@ -210,7 +219,7 @@ def plan(sizes, runs):
         shift = run % len(MODES)
         for size in sizes:
             rows += [(size, mode, run) for mode in MODES[shift:] + MODES[:shift]]
-        rows.append((max(sizes), "gate", run))
+        rows += [(max(sizes), mode, run) for mode in ("gate", "deferred-low")]
     return rows + [(size, "deferred-hold", 0) for size in sizes]
 
 
@@ -262,7 +271,17 @@ def main():
         size, mode, run = row
         print(f"[{len(results):2}/{len(rows)}] {size:3} GiB {mode:13} run {run}: "
               f"{describe(results[-1])}; {left / 60:.0f} min left", flush=True)
-    return int(any("error" in result for result in [warm_up, *results]))
+    more = {}
+    for name, measurement in (
+            ("maps", lambda: maps.measure_maps(args.runs)),
+            ("reads", lambda: maps.measure_reads("4G", args.runs, GUEST_MODULE))):
+        print(f"measuring {name}", flush=True)
+        try:
+            more[name] = measurement()
+        except Exception:  # Whatever it is, the rest is reported.
+            traceback.print_exc()
+        RESULTS.write_text(json.dumps({"runs": results, **more}, indent=1))
+    return int(len(more) < 2 or any("error" in result for result in [warm_up, *results]))
 
 
 if __name__ == "__main__":
