@@ -39,10 +39,11 @@ class Group:
         self.fixture = contextlib.contextmanager(fixture)
         self.tests = []
 
-    def test(self, item, description):
-        """Adds a test; `item` names what it proves, of the contract's I1 to I7."""
+    def test(self, item, description, name=None):
+        """Adds a test; `item` names what it proves, of the contract's I1 to I7, and
+        `name` the test, if its function's does not."""
         def add(function):
-            self.tests.append((function, f"{self.name}.{function.__name__}: "
+            self.tests.append((function, f"{self.name}.{name or function.__name__}: "
                                          f"{item}: {description}"))
             return function
         return add

@@ -3,68 +3,75 @@
 be left of it all is nothing: see bed.expect_clean()."""
 
 import contextlib
+import functools
 import os
+import random
 import subprocess
 
 import bed
 import guest
 import host
+import hostile
+import rounds
 import vfio
-from tap import at_least, equal, eventually, group
+from edu import Edu
+from tap import at_least, equal, group
+
+
+# tests/l1/stress.py does more of all this.
+KILLS = 5
+LOADS = 5
+SEED = 1
 
 
 @group("VMs that are killed")
 def killed():
     guest.prepare("deferred")
-    with bed.knobs_set(fallback_timeout_ms=86_400_000):
-        yield None
+    yield None
 
 
-@killed.test("I3", "right after deferral")
-def after_deferral(_):
+@killed.test("I3", "negative control: a VM that lives is not taken for a clean host")
+def alive(_):
     with guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
         vm.wait_qmp()
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+        equal("what is clean", [what for what, holds in bed.CLEAN.items() if holds()], [])
+        vm.quit()
     bed.expect_clean()
 
 
-@killed.test("I3", "while QEMU starts")
-def in_start(_):
-    with guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
-        eventually("the VM is known", lambda: vm.pid in bed.vms())
-    bed.expect_clean()
-
-
-@killed.test("I3", "while the background maps its memory")
-def in_mapping(_):
-    with bed.knobs_set(chunk_mib=2, fallback_timeout_ms=0), \
-         guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
-        eventually("a part is mapped",
-                   lambda: vm.pid in bed.vms() and bed.stat(vm.pid, "inner_mappings") > 0,
-                   pause=0)
-    bed.expect_clean()
-
-
-@killed.test("I3", "while its guest fills the balloon")
-def in_inflation(_):
-    with guest.Guest("deferred", bed.MEMORY, modules=[bed.DRIVER]) as vm:
-        vm.wait_line("L2: init", bed.BOOT)
-        eventually("the balloon fills", lambda: bed.stat(vm.pid, "messages") > 0, pause=0)
-    bed.expect_clean()
+# What takes a guest that has booted is left to the stress tests.
+for _phase in list(rounds.PHASES)[:-2]:
+    killed.test("I3", f"in the phase: {_phase}", _phase.replace(" ", "_"))(
+        functools.partial(lambda phase, _: print(f"# {rounds.kill_in(phase)}"), _phase))
 
 
 @killed.test("I3", "while a device waits at the gate")
 def at_gate(_):
-    address = host.find_device(host.EDU)
-    script = ("import sys, vfio; c = vfio.Container(sys.argv[1], '/dev/vhost-vdpa-0'); "
-              "c.map(8 << 30, 1 << 30, vfio.memory(1 << 30)); c.set_master(True)")
-    environment = {**os.environ, "PYTHONPATH": f"{os.path.dirname(__file__)}:/payload/l1"}
-    with bed.knobs_set(chunk_mib=2), \
-         subprocess.Popen(["python3", "-c", script, address], env=environment) as process:
-        eventually("it waits", lambda: process.pid in bed.vms()
-                   and bed.stat(process.pid, "gate_trips") > 0, pause=0)
-        process.kill()
-        equal("how it ended", process.wait(), -9)
+    rounds.kill_at_gate()
+
+
+@killed.test("I3", f"at {KILLS} random moments of their first seconds, seed {SEED}")
+def at_random(_):
+    rng = random.Random(SEED)
+    started = guest.time_init("deferred", rounds.MEMORY)["qmp"]
+    for _ in range(KILLS):
+        # QEMU starts, or firmware and kernel do.
+        rounds.kill_at(rng, rng.choice((2, 8)) * started)
+
+
+@killed.test("I3", "one of two at once; the other goes on, and its DMA arrives")
+def one_of_two(_):
+    with bed.knobs_set(threshold_mib=0), \
+         rounds.several(2, rounds.MEMORY, modules=[bed.DRIVER, bed.EDU_DRIVER],
+                        cmdline=hostile.RESERVED) as (first, second):
+        first.wait_line("L2: init", bed.BOOT)
+        second.wait_line("L2: init", bed.BOOT)
+        first.kill()
+        second.wait_line("L2: ready", bed.BOOT)
+        Edu(second).expect_dma(hostile.PAGE)
+        bed.wait_mapped(second.pid)
+        equal("VMs", bed.vms(), [second.pid])
+        second.quit()
     bed.expect_clean()
 
 
@@ -93,7 +100,12 @@ def held_by_vm(_):
         vm.quit()
 
 
-@module.test("I7", "nor under a container without a balloon")
+@module.test("I7", "deleting the balloon device of a VM waits for the VM, which goes on")
+def delete_under_vm(_):
+    rounds.delete_under_vm()
+
+
+@module.test("I7", "nor can it be unloaded under a container without a balloon")
 def held_by_container(_):
     with contextlib.closing(vfio.Container(host.find_device(host.EDU))):
         equal("answer to rmmod", rmmod(), "EBUSY")
@@ -120,20 +132,11 @@ def balloon_names(_):
         at_least("exit status of vdpa", done.returncode, 1)
 
 
-@module.test("I7", "loaded and unloaded ten times, it leaves type1 as it was")
-def rounds(_):
-    for _ in range(10):
-        host.unload_deferred()
-        equal("type1 is there", host.is_loaded("vfio_iommu_type1"), True)
-        host.load_deferred()
-    host.unload_deferred()
-    equal("our directory in sysfs is there", host.KNOBS.exists(), False)
-    ram = vfio.memory(bed.MIB)
-    with contextlib.closing(vfio.Container(host.find_device(host.EDU))) as container:
-        equal("map", container.map(8 << 30, bed.MIB, ram), 0)
-        equal("pages pinned", bed.pages_pinned(), bed.MIB // vfio.PAGE)
-        equal("unmap", container.unmap(8 << 30, bed.MIB), (0, bed.MIB))
-    host.load_deferred()
+@module.test("I7", f"loaded and unloaded {LOADS} times, it leaves type1 as it was")
+def reloaded(_):
+    for _ in range(LOADS):
+        rounds.load()
+    rounds.expect_type1()
 
 
 @module.test("I7", "it can be loaded while a VM runs on type1 alone, which goes on undisturbed")
