@@ -271,7 +271,7 @@ def double_fetch(address):
 
 @by_hand.test("I4", "two that set and clear it at once leave gate and register as one")
 def racing(address):
-    rounds = 2000
+    rounds = 500
     with deferred_container(address) as container:
         at = container.region(vfio.CONFIG_REGION)[1] + vfio.COMMAND
         turn, done = 0, 1
@@ -302,6 +302,36 @@ def reopened(address):
         equal("masters", (masters(), masters_by_register(container)), (0, 0))
         equal("written", container.set_master(True), 2)
         equal("masters", (masters(), masters_by_register(container)), (1, 1))
+
+
+@by_hand.test("I4", "a device waits for the memory of all containers of its VM")
+def two_containers(address):
+    other = host.find_device(host.NVME)
+    with deferred_container(address) as first, vfio.memory_for(SIZE) as ram, \
+         contextlib.closing(vfio.Container(other)) as second:
+        equal("map", second.map(IOVA, SIZE, ram), 0)
+        equal("deferred_bytes", bed.stat(os.getpid(), "deferred_bytes"), 2 * SIZE)
+        equal("written", second.set_master(True), 2)
+        equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), 0)
+        equal("written", first.set_master(True), 2)
+        equal("masters", masters(), 2)
+        equal("gate_trips", bed.stat(os.getpid(), "gate_trips"), 1)
+
+
+@by_hand.test("I4", "a group that leaves and comes back starts behind a closed gate")
+def group_returns(address):
+    other = host.find_device(host.NVME)
+    with deferred_container(address) as container:
+        for trips in (1, 1):
+            equal("attach", container.attach(other), 0)
+            with contextlib.closing(container.open_attached(other)) as device:
+                equal("masters", (masters(), masters_by_register(device)), (0, 0))
+                equal("written", device.set_master(True), 2)
+                equal("masters", (masters(), masters_by_register(device)), (1, 1))
+                equal("gate_trips", bed.stat(os.getpid(), "gate_trips"), trips)
+            equal("masters", masters(), 0)
+            container.detach()
+        equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), 0)
 
 
 @by_hand.test("I4", "a reset of a device, which restores the bit, leaves the gate open")
