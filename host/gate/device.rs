@@ -2,10 +2,11 @@
 
 //! One device behind the gate: writes of its `PCI_COMMAND`.
 //!
-//! They are made one at a time, and the register itself says what came of each:
-//! neither threads of a VMM that write at the same time, nor one that changes the
-//! value after it was looked at, get a device past the gate. [`logic::command`]
-//! decides; what is known of the register is as follows.
+//! They are made one at a time, so that threads of a VMM that write at once do not
+//! get a device past the gate. The register itself says what came of each: the bit
+//! of a VMM that changed the value after it was looked at is gone when the call
+//! comes back. [`logic::command`] decides; what is known of the register is as
+//! follows.
 //!
 //! - A reset (FLR, `VFIO_DEVICE_RESET`, a hot reset) and a suspension of the device
 //!   by the host put back what was there before; vfio-pci and the PCI core keep
