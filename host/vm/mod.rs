@@ -40,7 +40,8 @@ use kernel::{
         ArcBorrow,
         Mutex, //
     },
-    task::Pid, //
+    task::Pid,
+    time::NSEC_PER_SEC, //
 };
 
 use crate::{
@@ -170,6 +171,13 @@ fn now() -> i64 {
     unsafe { crate::bindings::ktime_get() }
 }
 
+/// When the calling process was started, by [`now`].
+fn process_start() -> i64 {
+    // SAFETY: The leader of the current thread's group lives as long as the thread.
+    let start = unsafe { (*(*crate::bindings::get_current()).group_leader).start_time };
+    i64::try_from(start).unwrap_or(i64::MAX)
+}
+
 impl State {
     /// How far all containers are from having what is wanted mapped.
     fn status(&self, want: Want, range: Range) -> Status {
@@ -201,11 +209,17 @@ impl State {
     }
 }
 
+/// A device that comes with the VM is there this long after its start, in nanoseconds.
+/// One that comes later meets an operating system, not firmware.
+const STARTING: i64 = 60 * NSEC_PER_SEC;
+
 /// A VM.
 #[pin_data]
 pub(crate) struct Vm {
     mm: ARef<Mm>,
     pid: Pid,
+    /// When it was started, by [`now`].
+    started: i64,
     #[pin]
     state: Mutex<State>,
     /// Notified after each change that somebody may wait for.
@@ -262,13 +276,15 @@ impl fmt::Display for Vm {
 }
 
 impl Vm {
-    fn new() -> Result<Arc<Self>> {
+    /// `started`: see the field.
+    fn new(started: i64) -> Result<Arc<Self>> {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         Arc::pin_init(
             pin_init!(Self {
                 mm: ARef::from(&**mm),
                 pid: task.tgid(),
+                started,
                 state <- new_mutex!(State {
                     slots: KVec::new(),
                     memory: MemoryMap::new(),
@@ -324,7 +340,7 @@ impl Vm {
             state.balloon = Some(session);
             return Ok(entry.vm.clone());
         }
-        let vm = Self::new()?;
+        let vm = Self::new(now())?;
         vm.state.lock().balloon = Some(session);
         Self::register(&mut vms, &vm)?;
         Ok(vm)
@@ -340,7 +356,8 @@ impl Vm {
         if let Some(entry) = vms.entries.iter().find(|entry| entry.vm.is_current()) {
             return Ok(entry.vm.clone());
         }
-        let vm = Self::new()?;
+        // It may have run for long, and be given a device now.
+        let vm = Self::new(process_start())?;
         vm.state.lock().gate_only = true;
         Self::register(&mut vms, &vm)?;
         Ok(vm)
@@ -403,7 +420,11 @@ impl Vm {
             helpers: 0,
             mappings: 0,
         };
-        self.state.lock().slots.push(slot, GFP_KERNEL)?;
+        let mut state = self.state.lock();
+        state.slots.push(slot, GFP_KERNEL)?;
+        if now().saturating_sub(self.started) > STARTING {
+            state.firmware = false;
+        }
         Ok(())
     }
 

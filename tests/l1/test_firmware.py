@@ -7,6 +7,9 @@ was seen to do with PCI_COMMAND, and in what state it hands devices over."""
 
 import contextlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import bed
@@ -175,6 +178,12 @@ def replay(container, trace):
             equal(f"writing {word}", container.set_command(int(word, 16)), 2)
 
 
+def process_start():
+    """When this process was started, by CLOCK_BOOTTIME in seconds."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def own(name):
     return bed.stat(os.getpid(), name)
 
@@ -238,6 +247,47 @@ def ovmf_driver(address):
         equal("unmapped_bytes", own("unmapped_bytes"), SIZE)
         equal("written", container.set_master(True), 2)
         equal("unmapped_bytes", own("unmapped_bytes"), 0)
+
+
+# What a process without a balloon does that has a device from its start.
+NEWCOMER = """
+import sys, bed, test_firmware, vfio
+with vfio.memory_for(test_firmware.SIZE) as ram:
+    container = vfio.Container(sys.argv[1])
+    assert container.map(test_firmware.IOVA, test_firmware.SIZE, ram) == 0
+    test_firmware.replay(container, test_firmware.OVMF)
+    print(test_firmware.own("firmware_passes"), test_firmware.own("masters"))
+    container.close()
+"""
+
+
+def newcomer(address):
+    """firmware_passes and masters, as the process sees them."""
+    path = os.pathsep.join((os.path.dirname(__file__), *sys.path))
+    output = subprocess.run([sys.executable, "-c", NEWCOMER, address], check=True, text=True,
+                            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    return [int(word) for word in output.stdout.split()]
+
+
+@ovmf.test("I4", "a VM that gets its first device late has no firmware phase")
+def ovmf_late(address):
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - process_start()
+    # Of this process, which is the VM: it is the suite's.
+    time.sleep(max(0, 61 - age))
+    with bed.knobs_set(firmware=1, policy="gate"), vfio.memory_for(SIZE) as ram, \
+         contextlib.closing(vfio.Container(address)) as container:
+        equal("map", container.map(IOVA, SIZE, ram), 0)
+        replay(container, OVMF)
+        equal("firmware_passes, masters", (own("firmware_passes"), own("masters")), (0, 1))
+        equal("unmapped_bytes", own("unmapped_bytes"), 0)
+
+
+@ovmf.test("I4", "negative control: one that has it from its start does")
+def ovmf_newcomer(address):
+    with bed.knobs_set(firmware=1, policy="gate"):
+        passes, masters = newcomer(address)
+        at_least("firmware_passes", passes, 1)
+        equal("masters", masters, 0)
 
 
 @ovmf.test("I5", "while firmware drives a device, what is mapped is mapped at once")
