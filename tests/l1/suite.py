@@ -17,8 +17,8 @@ import bed
 import tap
 
 # In the order in which they run.
-for name in ("type1", "mapper", "memory", "threads", "scope", "hostile", "gate", "firmware", "dma",
-             "faults", "pressure", "suspend", "lifecycle"):
+for name in ("type1", "mapper", "memory", "threads", "scope", "hostile", "gate", "firmware",
+             "dma", "kexec", "faults", "pressure", "suspend", "lifecycle"):
     importlib.import_module(f"test_{name}")
 
 
