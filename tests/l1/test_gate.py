@@ -246,27 +246,39 @@ def refused(address):
                 equal("masters", (masters(), masters_by_register(container)), (0, 0))
 
 
+@contextlib.contextmanager
+def other_self(function):
+    """A second process that runs a function, and is ended afterwards."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            function()
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
 @by_hand.test("I4", "a value that changes after the gate has looked at it gets nobody through")
 def double_fetch(address):
-    rounds = 3000
     with deferred_container(address) as container:
         at = container.region(vfio.CONFIG_REGION)[1] + vfio.COMMAND
         shared = mmap.mmap(-1, vfio.PAGE)
         value = ctypes.c_char.from_buffer(shared)
-        child = os.fork()
-        if not child:
-            # In a process of its own, so as to run at the same time.
+
+        def change():
             while True:
                 shared[0] = 0x03
                 shared[0] = 0x07
-        try:
-            for _ in range(rounds):
+
+        with other_self(change):
+            for _ in range(3000):
                 vfio.pwrite(container.device, ctypes.addressof(value), 1, at)
-                equal("masters, and by the register", masters(), masters_by_register(container))
-        finally:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            del value
+                equal("masters, and by the register", masters(),
+                      masters_by_register(container))
+        del value
 
 
 @by_hand.test("I4", "two that set and clear it at once leave gate and register as one")
@@ -276,21 +288,22 @@ def racing(address):
         at = container.region(vfio.CONFIG_REGION)[1] + vfio.COMMAND
         turn, done = 0, 1
         shared = mmap.mmap(-1, vfio.PAGE)
-        child = os.fork()
-        if not child:
+
+        def set_in_turn():
             for number in range(rounds):
                 while shared[turn] == number % 256:
                     pass
                 os.pwrite(container.device, b"\x07", at)
                 shared[done] = shared[turn]
-            os._exit(0)
-        for number in range(rounds):
-            shared[turn] = (number + 1) % 256
-            os.pwrite(container.device, b"\x03", at)
-            while shared[done] != shared[turn]:
-                pass
-            equal("masters, and by the register", masters(), masters_by_register(container))
-        os.waitpid(child, 0)
+
+        with other_self(set_in_turn):
+            for number in range(rounds):
+                shared[turn] = (number + 1) % 256
+                os.pwrite(container.device, b"\x03", at)
+                while shared[done] != shared[turn]:
+                    pass
+                equal("masters, and by the register", masters(),
+                      masters_by_register(container))
 
 
 @by_hand.test("I4", "a device that is closed while it masters the bus opens behind a closed gate")
