@@ -13,7 +13,7 @@ import guest
 import host
 import vfio
 from edu import Edu
-from tap import at_least, equal, eventually, group
+from tap import at_least, equal, eventually, group, matches
 from test_gate import IOVA, SIZE, deferred_container, masters, masters_by_register
 
 FAULT = Path("/sys/module/fault/parameters")
@@ -176,6 +176,19 @@ def not_silenced(address):
 def failing_vms():
     with fault_module():
         yield None
+
+
+@failing_vms.test("I3", "a VM for which a thread cannot be made does not start, and QEMU says why")
+def no_thread(_):
+    # The balloon's, and the first that maps.
+    for skip in (0, 1):
+        with faults("task", 1, skip) as hits, \
+             guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
+            equal("QEMU's exit status", vm.wait_exit(60), 1)
+            equal("faults", hits(), 1)
+            log = (guest.RESULTS / f"{vm.name}.qemu").read_text()
+            matches("what QEMU says", log, "Cannot allocate memory")
+        bed.expect_no_vm()
 
 
 @failing_vms.test("I3", "a VM survives maps that fail while its balloon empties")
