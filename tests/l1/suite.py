@@ -18,7 +18,7 @@ import tap
 
 # In the order in which they run.
 for name in ("type1", "mapper", "memory", "threads", "scope", "hostile", "gate", "firmware",
-             "dma", "kexec", "faults", "pressure", "suspend", "lifecycle"):
+             "dma", "kexec", "faults", "pressure", "inflate", "suspend", "lifecycle"):
     importlib.import_module(f"test_{name}")
 
 
