@@ -174,21 +174,32 @@ def not_silenced(address):
 
 @group("failures under VMs")
 def failing_vms():
+    bed.stock_locked()
     with fault_module():
         yield None
 
 
-@failing_vms.test("I3", "a VM for which a thread cannot be made does not start, and QEMU says why")
+@failing_vms.test("I3", "a VM whose balloon gets no thread does not start, and QEMU says why")
 def no_thread(_):
-    # The balloon's, and the first that maps.
-    for skip in (0, 1):
-        with faults("task", 1, skip) as hits, \
-             guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
-            equal("QEMU's exit status", vm.wait_exit(60), 1)
-            equal("faults", hits(), 1)
-            log = (guest.RESULTS / f"{vm.name}.qemu").read_text()
-            matches("what QEMU says", log, "Cannot allocate memory")
-        bed.expect_no_vm()
+    with faults("task", 1) as hits, guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
+        equal("QEMU's exit status", vm.wait_exit(60), 1)
+        equal("faults", hits(), 1)
+        log = (guest.RESULTS / f"{vm.name}.qemu").read_text()
+        matches("what QEMU says", log, "Cannot allocate memory")
+    bed.expect_no_vm()
+
+
+@failing_vms.test("I3", "a VM that gets no thread to map it is mapped at once")
+def no_worker(_):
+    # All but the balloon's.
+    with faults("task", ALL, 1) as hits, \
+         guest.Guest("deferred", bed.MEMORY, paused=True) as vm:
+        vm.wait_qmp()
+        at_least("faults", hits(), 1)
+        equal("deferred_bytes", bed.stat(vm.pid, "deferred_bytes"), 0)
+        equal("VmLck in KiB", vm.memory()["VmLck"], bed.stock_locked())
+        vm.quit()
+    bed.expect_no_vm()
 
 
 @failing_vms.test("I3", "a VM survives maps that fail while its balloon empties")
