@@ -147,11 +147,13 @@ impl Vm {
             workers => workers,
         };
         let base = i64::from(priority).saturating_sub(NICE_BASE);
-        for _ in 0..wanted {
+        let count = || self.state.lock().workers.len() as u64;
+        // Another container may come at the same time.
+        while count() < wanted {
             if let Err(e) = self.start_worker(base, wanted) {
-                return match self.state.lock().workers.is_empty() {
-                    true => Err(e),
-                    false => Ok(()),
+                return match count() {
+                    0 => Err(e),
+                    _ => Ok(()),
                 };
             }
         }
@@ -169,7 +171,6 @@ impl Vm {
         )?;
         let task = Task::spawn(worker, c"vfio-deferred")?;
         let mut state = self.state.lock();
-        // Another container may have come first.
         let enough = state.workers.len() as u64 >= wanted;
         let room = state.workers.reserve(1, GFP_KERNEL);
         if enough || room.is_err() {
