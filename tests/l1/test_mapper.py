@@ -236,7 +236,7 @@ def groups(second):
 
 
 @group("eager windows")
-def eager():
+def eager_windows():
     guest.prepare("deferred")
     with bed.knobs_set(threshold_mib=0, fallback_timeout_ms=86_400_000):
         yield lambda: contextlib.closing(vfio.Container(host.find_device(host.EDU), BALLOON))
@@ -246,7 +246,7 @@ def eager_knobs(first, low_top, top):
     return bed.knobs_set(eager_first_mib=first, eager_low_top_mib=low_top, eager_top_mib=top)
 
 
-@eager.test("I1", "they are mapped when MAP_DMA returns, and the rest of the map waits; "
+@eager_windows.test("I1", "they are mapped when MAP_DMA returns, and the rest of the map waits; "
                   "negative control: without windows all of it waits")
 def windows(new):
     ram = vfio.memory(3 * SIZE)
@@ -269,7 +269,7 @@ def windows(new):
     vfio.unmap_memory(ram, 3 * SIZE)
 
 
-@eager.test("I3", "a window that cannot be mapped is refused at MAP_DMA, and nothing is left of it")
+@eager_windows.test("I3", "a window that cannot be mapped is refused at MAP_DMA, and nothing is left of it")
 def refused_window(new):
     with memfd(SIZE - HUGE) as fd, eager_knobs(16, 0, 16), new() as c:
         ram = vfio.memory(SIZE, fd=fd)
