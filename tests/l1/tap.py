@@ -20,10 +20,12 @@ import signal
 import time
 import traceback
 
+from channel import TIME_FACTOR
+
 GROUPS = []
 
 # No test takes this long, not even on a busy emulated machine; seconds.
-TIME_LIMIT = 400
+TIME_LIMIT = int(400 * TIME_FACTOR)
 
 
 class Skip(Exception):
@@ -79,6 +81,7 @@ def matches(what, got, pattern):
 
 def eventually(what, condition, timeout=60, pause=0.1):
     """Waits until condition() is true; returns what it returned."""
+    timeout *= TIME_FACTOR
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         if time.monotonic() > deadline:
