@@ -64,9 +64,10 @@ def enter_root():
         os.execv(script, [str(script), "python3", "/src/scripts/vm.py", *sys.argv[1:]])
 
 
-def boot_files(release):
-    return ["-kernel", f"/usr/lib/modules/{release}/vmlinuz",
-            "-initrd", str(BUILD / f"l1-{release}.cpio")]
+def boot_files(release, args=None):
+    kernel = args and args.kernel or f"/usr/lib/modules/{release}/vmlinuz"
+    initrd = args and args.initrd or BUILD / f"l1-{release}.cpio"
+    return ["-kernel", str(kernel), "-initrd", str(initrd)]
 
 
 def gib(text):
@@ -162,7 +163,7 @@ def qemu_command(run, payload, args, accel):
         "-object", f"memory-backend-ram,id=ram,size={args.memory},prealloc=on,"
                    f"prealloc-threads={args.cpus}",
         "-device", "intel-iommu,intremap=on,aw-bits=48",
-        *boot_files(release), "-append", " ".join(append + args.append),
+        *boot_files(release, args), "-append", " ".join(append + args.append),
         "-drive", f"if=none,id=root,format=raw,readonly=on,"
                   f"file={BUILD}/l1-{release}.erofs",
         "-device", "virtio-blk-pci,drive=root",
@@ -271,6 +272,8 @@ def arguments():
                          metavar="FILE", help="copied into /payload, repeatable")
         sub.add_argument("--append", action="append", default=[], metavar="WORD",
                          help="for L1's kernel command line, repeatable")
+        sub.add_argument("--kernel", type=Path, help="of L1, instead of the stock one")
+        sub.add_argument("--initrd", type=Path, help="that goes with it")
         sub.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
         sub.add_argument("--qemu", action="append", default=[], metavar="WORD",
                          help="for QEMU's command line, repeatable")

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import host
 import initramfs
-from channel import Channel, Qmp
+from channel import TIME_FACTOR, Channel, Qmp
 
-KVER = os.uname().release
+# L2's kernel: L1's, unless L1 was booted with L2_KVER=RELEASE.
+KVER = os.environ.get("L2_KVER") or os.uname().release
 KERNEL = Path(f"/usr/lib/modules/{KVER}/vmlinuz")
 RESULTS = Path("/results")
 SOCKETS = Path("/run")
@@ -223,7 +224,7 @@ class Guest:
 
     def wait_exit(self, timeout=60):
         """Waits until QEMU has ended; returns its exit status."""
-        status = self.process.wait(timeout)
+        status = self.process.wait(timeout * TIME_FACTOR)
         self.times.setdefault("exit", time.monotonic() - self.started)
         return status
 
