@@ -41,6 +41,7 @@ use crate::{
         Task,
         Work, //
     },
+    user, //
 };
 
 use super::{
@@ -248,13 +249,20 @@ impl Vm {
             urgency,
         } = piece;
         let id = iommu.id();
+        let allowed = user::may_lock(chunk.range().len());
         let populated = memory.map_or(Populated::Done, |memory| {
-            let populated = self.populate(id, chunk.range(), &memory, urgency);
+            let populated = match allowed {
+                true => self.populate(id, chunk.range(), &memory, urgency),
+                false => Populated::Done,
+            };
             self.state.lock().provided(&memory);
             populated
         });
         let result = match populated {
             Populated::Interrupted => Err(EINTR),
+            // What the limit refuses needs no memory; and type1 has no limit for what it
+            // says about it in the log, as often as the guest asks.
+            Populated::Done if !allowed => Err(ENOMEM),
             Populated::Done => iommu.map_chunk(&chunk),
         };
         // The last reference to type1's container must not be ours.
