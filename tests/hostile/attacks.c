@@ -303,15 +303,15 @@ static bool attack_commit(struct hostile *h)
 }
 
 const struct attack attacks[] = {
-	{ "messages", attack_messages, 56, false },
-	{ "chain", attack_chain, 10, true },
-	{ "index", attack_index, 4, true },
-	{ "kicks", attack_kicks, 7, false },
-	{ "race", attack_race, 4, true },
-	{ "config", attack_config, 10, false },
-	{ "queues", attack_queues, 3, true },
-	{ "status", attack_status, 3, true },
-	{ "reset", attack_reset, 2, true },
-	{ "commit", attack_commit, 1, false },
+	{ "messages", attack_messages, 64, false },
+	{ "chain", attack_chain, 5, true },
+	{ "index", attack_index, 2, true },
+	{ "kicks", attack_kicks, 8, false },
+	{ "race", attack_race, 2, true },
+	{ "config", attack_config, 14, false },
+	{ "queues", attack_queues, 1, true },
+	{ "status", attack_status, 1, true },
+	{ "reset", attack_reset, 1, true },
+	{ "commit", attack_commit, 2, false },
 	{ }
 };

@@ -26,6 +26,9 @@ RESERVED = f"memmap=2M${PAGE:#x}"
 # All is deferred, and what is in the balloon stays there: there is more to attack.
 KNOBS = {"threshold_mib": 0, "hold": 1, "fallback_timeout_ms": 86_400_000}
 
+# An attack that has not moved for so many seconds is worth a look.
+STALLED = 20
+
 # Of a slab cache, so many objects come and go by themselves.
 NOISE = 400
 
@@ -50,6 +53,11 @@ def expect_no_leak(before, after, cases):
     at_most(f"objects more in the slab cache {worst}", grown[worst], NOISE + cases // 4)
 
 
+class Emulator(Exception):
+    """The emulated processor, on which L1 runs KVM, has failed the VM: it interrupts a
+    guest's access to a device's registers in a way that no processor does."""
+
+
 class Attack:
     """The attacks on its balloon of an L2 of start()."""
 
@@ -64,8 +72,8 @@ class Attack:
         # What the host has of the VM, at its worst.
         self.locked = self.extents = 0
         # Of the attack at hand.
-        self.cases = self.reports = 0
-        self.started = self.slabs = self.logged = None
+        self.cases = self.reports = self.last = 0
+        self.started = self.moved = self.slabs = self.logged = None
 
     def begin(self, seed, cases, **options):
         """Begins an attack; `options` are further parameters of the module."""
@@ -73,7 +81,8 @@ class Attack:
         self.reports = len(self._reports())
         words = " ".join(f"{name}={value}" for name, value in options.items())
         self.vm.sh("rmmod hostile_balloon")
-        self.started = time.monotonic()
+        self.started = self.moved = time.monotonic()
+        self.last = 0
         self.logged = len(bed.LOG.update())
         self.slabs = slabs()
         self.vm.check(f"insmod /hostile.ko seed={seed} cases={cases} {words}")
@@ -93,21 +102,32 @@ class Attack:
         return {name: int(value) for name, value in
                 re.findall(r"(\w+)=(\d+)", lines[0])} if lines else None
 
-    def wait(self, timeout, note=None):
-        """Waits until the attack is over; returns its report. Calls note() with how
-        many cases are over now and then."""
-        deadline = time.monotonic() + timeout
-        shown = 0
-        while not (report := self.report()):
+    def poll(self):
+        """Looks after the attack; returns its report when it is over, else None."""
+        if report := self.report():
+            return report
+        if "KVM internal error" in (guest.RESULTS / f"{self.vm.name}.qemu").read_text():
+            raise Emulator(f"{self.vm.name}: KVM internal error after {self.last} cases")
+        try:
             done = self.done()
-            if note and done - shown >= self.cases // 10:
-                shown = done
-                note(done)
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{done} cases of {self.cases} within {timeout} s")
-            time.sleep(1)
-        self.done()
-        return report
+        except Exception:
+            self.show()
+            raise
+        if done != self.last:
+            self.last, self.moved = done, time.monotonic()
+        elif self.moved and time.monotonic() > self.moved + STALLED:
+            self.moved = None
+            self.show()
+        return None
+
+    def show(self):
+        """Says what is known of the VM, and what each of its threads waits for."""
+        print(f"# {self.vm.name}: at case {self.last}", flush=True)
+        for path in sorted((host.KNOBS / f"vms/{self.vm.pid}").iterdir()):
+            print(f"# {path.name}: {path.read_text().strip()[-300:]}", flush=True)
+        for path in sorted(Path(f"/proc/{self.vm.pid}/task").iterdir()):
+            stack = "; ".join((path / "stack").read_text().split("\n"))
+            print(f"# {(path / 'comm').read_text().strip()}: {stack}", flush=True)
 
     def expect_survived(self, report):
         """All cases ran, no request was answered wrongly or not at all, and the host
@@ -119,12 +139,12 @@ class Attack:
         at_most("extents", self.extents, 2 * SIZE // GRANULE)
         expect_no_leak(self.slabs, slabs(), self.cases)
 
-    def expect_quiet_log(self):
-        """The attack had no more logged than its two limits let pass."""
+    def expect_quiet_log(self, vms=1):
+        """So many attacks had no more logged than the two limits of each let pass."""
         ours = [line for line in bed.LOG.update()[self.logged:]
                 if line.startswith(host.MODULE)]
         intervals = (time.monotonic() - self.started) // INTERVAL + 2
-        at_most("lines logged", len(ours), int(2 * BURST * intervals))
+        at_most("lines logged", len(ours), int(2 * BURST * intervals) * vms)
         return len(ours)
 
 
@@ -138,6 +158,19 @@ def start(address=None, **options):
                      files={"hostile.ko": MODULE, "balloon.ko": bed.DRIVER,
                             "edu.ko": bed.EDU_DRIVER}, **options) as vm:
         yield Attack(vm)
+
+
+def wait(attacks, timeout):
+    """Waits until all attacks are over; returns their reports."""
+    deadline = time.monotonic() + timeout
+    while not all(reports := [attack.poll() for attack in attacks]):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not over within {timeout} s, but at "
+                                 f"{[attack.last for attack in attacks]}")
+        time.sleep(1)
+    for attack in attacks:
+        attack.done()
+    return reports
 
 
 def take_over(vm):
