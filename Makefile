@@ -12,10 +12,12 @@ VM := scripts/vm.py
 C_FILES = $(shell find host guest include tests -name '*.[ch]' ! -name '*.mod.c')
 RUST_FILES = $(shell find host guest include tests -name '*.rs' ! -name '*_generated.rs')
 SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot scripts tests .ci)
+# Variables of 'make stress', see tests/l1/stress.py.
+STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
 .PHONY: all help host guest install-guest root tree toolchain image clippy fmt fmt-check
-.PHONY: lint checkpatch unit fuzz smoke demo shell check clean distclean
+.PHONY: lint checkpatch unit fuzz smoke demo shell check stress clean distclean
 
 all: host guest	## both modules (default)
 
@@ -78,6 +80,9 @@ shell: image	## interactive shell in L1, with the modules that are built
 
 check: all image	## all tests: style, unit, fuzz, driver, host
 	@tests/run.py
+
+stress: all image	## hostile guests and sudden ends for long: an hour or two, SEED=, PHASES=
+	@tests/run.py stress -- $(PHASES) $(foreach name,$(STRESS),$(and $($(name)),$(name)=$($(name))))
 
 clean:	## remove what the modules' builds left
 	@scripts/clean.sh

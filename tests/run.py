@@ -8,11 +8,15 @@
                                     with systemd, distro
     tests/run.py host -- PATTERN... of the host's, groups that match a pattern
     tests/run.py distro -- ROUNDS [PATTERN...]
+    tests/run.py stress -- [PHASE...] [NAME=VALUE...]
+                                    hostile guests and sudden ends, for an hour or two:
+                                    what `make stress` runs, see tests/l1/stress.py
 
 The modules must have been built. Exit status 0 means that nothing failed.
 """
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -36,6 +40,10 @@ MEMORY = "5200M"
 TIME_LIMIT = 2400
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
+
+# Phases of the stress tests, and what one of them may take.
+STRESS = ["attack", "kill", "load", "delete", "pair", "eight"]
+STRESS_LIMIT = 4 * 3600
 
 
 class Count:
@@ -183,6 +191,19 @@ def host(count, patterns):
     in_l1("host", count, "tests/l1/suite.py", *patterns)
 
 
+def stress(count, words):
+    """Each phase has a boot of L1 for itself: there may be little left of it."""
+    chosen = [word for word in words if "=" not in word] or STRESS
+    values = [word for word in words if "=" in word]
+    if not any(word.startswith("SEED=") for word in values):
+        values.append(f"SEED={random.SystemRandom().randrange(1, 1 << 31)}")
+    print(f"# stress: {' '.join(chosen + values)}", flush=True)
+    if build("stress", count):
+        for phase in chosen:
+            boot_l1(f"stress-{phase}", count, "tests/l1/stress.py", phase, *values,
+                    devices=["edu"] * 8, limit=STRESS_LIMIT)
+
+
 def both(count, _patterns):
     """The two parts that need L1, in one boot of it."""
     in_l1("L1", count, "tests/l1/all.sh")
@@ -203,7 +224,7 @@ def distro(count, words):
 
 
 PARTS = {"style": style, "unit": unit, "fuzz": fuzz, "driver": driver, "host": host,
-         "selftests": selftests, "distro": distro}
+         "selftests": selftests, "distro": distro, "stress": stress}
 
 
 def main():
