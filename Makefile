@@ -17,7 +17,7 @@ STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
 .PHONY: all help host guest install-guest root tree toolchain image clippy fmt fmt-check
-.PHONY: lint checkpatch unit fuzz smoke demo shell check stress clean distclean
+.PHONY: lint checkpatch unit fuzz smoke demo shell check stress debug-check clean distclean
 
 all: host guest	## both modules (default)
 
@@ -25,6 +25,7 @@ help:	## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo '  variables: KVER= kernel release, KDIR= prepared kernel tree, MIRROR= Debian mirror,'
 	@echo '             of demo: SIZES="4G 8G 12G", RUNS=3, KNOBS="workers=2"'
+	@echo '             of debug-check: PATTERNS="driver type1 dma", JOBS= compilers at a time'
 
 host: toolchain	## host/vfio_iommu_deferred.ko
 	@scripts/build.sh host
@@ -83,6 +84,10 @@ check: all image	## all tests: style, unit, fuzz, driver, host
 
 stress: all image	## hostile guests and sudden ends for long: an hour or two, SEED=, PHASES=
 	@tests/run.py stress -- $(PHASES) $(foreach name,$(STRESS),$(and $($(name)),$(name)=$($(name))))
+
+debug-check: all image	## those of both modules on a kernel with KASAN, lockdep and more
+	@scripts/debug-kernel.sh
+	@tests/debug.py $(PATTERNS)
 
 clean:	## remove what the modules' builds left
 	@scripts/clean.sh

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the tests of both modules on a debug kernel, which scripts/debug-kernel.sh
+makes. Prints TAP; the last line is the sum.
+
+    tests/debug.py               the negative control, the driver's and the host's tests
+    tests/debug.py PATTERN...    without the control, and only groups of the host's that
+                                 match; "driver" stands for the tests of the driver
+
+One boot for the control, one for the rest. The modules for the stock kernel must have
+been built too: L2 runs that.
+"""
+
+import os
+import sys
+
+import run
+
+# Of L1, an eighth of it KASAN's: the largest VM that is tested has 4 GiB. Seconds.
+MEMORY = "7000M"
+TIME_LIMIT = {"control": 600, "suite": 14400}
+# All limits of the tests are longer by this.
+FACTOR = os.environ.get("TIME_FACTOR", "6")
+
+
+def boot(part, count, command, *patterns):
+    """One boot of L1 with the debug kernel."""
+    debug = "build/debug"
+    kver = os.environ.get("KVER") or (run.TOP / "build/kver").read_text().strip()
+    words = [f"L2_KVER={kver}",
+             f"TIME_FACTOR={FACTOR}", "kasan_multi_shot"]
+    run.run_tap(part, count, [
+        "scripts/vm.py", "run", "--name", f"debug-{command}", "--memory", MEMORY,
+        "--time-limit", str(TIME_LIMIT[command]), "--accel", "tcg",
+        "--kernel", f"{debug}/vmlinuz", "--initrd", f"{debug}/l1.cpio",
+        *(f"--append={word}" for word in words), "--device", "edu", "--device", "nvme",
+        "--add", f"{debug}/modules", "--add", f"{debug}/ko",
+        "--add", "build/tests/vdpa_ioctl", "tests/l1/debug.py", command, *patterns])
+
+
+def main():
+    patterns = sys.argv[1:]
+    count = run.Count()
+    if run.build("debug", count):
+        if not patterns:
+            boot("control", count, "control")
+        boot("debug", count, "suite", *patterns)
+    for name in count.failed:
+        print(f"# failed: {name}")
+    print(count.summary())
+    sys.exit(1 if count.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
