@@ -23,19 +23,17 @@ TIME_LIMIT = {"control": 600, "suite": 14400}
 FACTOR = os.environ.get("TIME_FACTOR", "6")
 
 
-def boot(part, count, command, *patterns):
+def boot(count, command, *patterns):
     """One boot of L1 with the debug kernel."""
     debug = "build/debug"
     kver = os.environ.get("KVER") or (run.TOP / "build/kver").read_text().strip()
-    words = [f"L2_KVER={kver}",
-             f"TIME_FACTOR={FACTOR}", "kasan_multi_shot"]
-    run.run_tap(part, count, [
-        "scripts/vm.py", "run", "--name", f"debug-{command}", "--memory", MEMORY,
-        "--time-limit", str(TIME_LIMIT[command]), "--accel", "tcg",
-        "--kernel", f"{debug}/vmlinuz", "--initrd", f"{debug}/l1.cpio",
-        *(f"--append={word}" for word in words), "--device", "edu", "--device", "nvme",
-        "--add", f"{debug}/modules", "--add", f"{debug}/ko",
-        "--add", "build/tests/vdpa_ioctl", "tests/l1/debug.py", command, *patterns])
+    run.boot_l1(f"debug-{command}", count, "--accel", "tcg",
+                "--kernel", f"{debug}/vmlinuz", "--initrd", f"{debug}/l1.cpio",
+                f"--append=L2_KVER={kver}", f"--append=TIME_FACTOR={FACTOR}",
+                "--append=kasan_multi_shot", *run.NUMA,
+                "--add", f"{debug}/modules", "--add", f"{debug}/ko",
+                "tests/l1/debug.py", command, *patterns,
+                limit=TIME_LIMIT[command], memory=MEMORY)
 
 
 def main():
@@ -43,8 +41,8 @@ def main():
     count = run.Count()
     if run.build("debug", count):
         if not patterns:
-            boot("control", count, "control")
-        boot("debug", count, "suite", *patterns)
+            boot(count, "control")
+        boot(count, "suite", *patterns)
     for name in count.failed:
         print(f"# failed: {name}")
     print(count.summary())

@@ -158,10 +158,11 @@ def build(part, count):
                     for name, sources in PROGRAMS.items()))
 
 
-def boot_l1(part, count, *words, devices=("edu", "edu", "nvme"), limit=TIME_LIMIT):
+def boot_l1(part, count, *words, devices=("edu", "edu", "nvme"), limit=TIME_LIMIT,
+            memory=MEMORY):
     """Runs a program of tests/ in L1; options of vm.py may come before it."""
     run_tap(part, count, ["scripts/vm.py", "run", "--name", f"test-{part}",
-                          "--memory", MEMORY, "--time-limit", str(limit),
+                          "--memory", memory, "--time-limit", str(limit),
                           *(word for device in devices for word in ("--device", device)),
                           *(word for name in PROGRAMS
                             for word in ("--add", f"build/tests/{name}")),
