@@ -10,6 +10,7 @@ from pathlib import Path
 import bed
 import guest
 import host
+from channel import TIME_FACTOR
 from tap import at_least, at_most, equal
 
 MODULE = "/payload/tests/hostile/hostile_balloon.ko"
@@ -115,7 +116,7 @@ class Attack:
             raise
         if done != self.last:
             self.last, self.moved = done, time.monotonic()
-        elif self.moved and time.monotonic() > self.moved + STALLED:
+        elif self.moved and time.monotonic() > self.moved + STALLED * TIME_FACTOR:
             self.moved = None
             self.show()
         return None
@@ -162,7 +163,7 @@ def start(address=None, **options):
 
 def wait(attacks, timeout):
     """Waits until all attacks are over; returns their reports."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * TIME_FACTOR
     while not all(reports := [attack.poll() for attack in attacks]):
         if time.monotonic() > deadline:
             raise AssertionError(f"not over within {timeout} s, but at "
