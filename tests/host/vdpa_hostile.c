@@ -87,10 +87,11 @@ void test_hostile(void)
 	__u8 *rom = map_memory(ROM_BASE, sizeof(before), false);
 	int own_call = q->call;
 
+	/* Before DRIVER_OK, lest the chain be read before it is spoilt. */
 	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
 	submit(q, &commit, sizeof(commit.hdr));
 	q->ring.desc[0].next = 0;
+	driver_ok();
 	kick(q);
 	ok(signalled(config_call, ANSWER_MS) &&
 	   status() & VIRTIO_CONFIG_S_NEEDS_RESET, "a loop breaks the device");
@@ -100,11 +101,11 @@ void test_hostile(void)
 
 	/* ROM is mapped for devices to read. */
 	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
 	submit(q, &commit, sizeof(commit.hdr));
 	memset(rom, 0xa5, sizeof(before));
 	memcpy(before, rom, sizeof(before));
 	q->ring.desc[1].addr = ROM_BASE;
+	driver_ok();
 	kick(q);
 	ok(signalled(config_call, ANSWER_MS) &&
 	   status() & VIRTIO_CONFIG_S_NEEDS_RESET,
