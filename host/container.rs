@@ -183,7 +183,7 @@ impl Container {
             if ret == 0 {
                 let vaddrs = Range::from_len(map.vaddr, map.size);
                 let plain = vm.is_current() && vaddrs.is_some_and(user::is_plain_ram);
-                vm.moved(iova, map.vaddr, plain);
+                vm.moved(iova, plain.then_some(map.vaddr));
             }
             return Ok(ret);
         }

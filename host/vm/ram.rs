@@ -156,11 +156,19 @@ impl Vm {
         }
     }
 
-    /// A map has another address now; `plain`: of RAM that the guest may name.
-    pub(crate) fn moved(&self, iova: Range, vaddr: u64, plain: bool) {
+    /// A map has another address now. If the guest may name it, that is `vaddr`, or, if it
+    /// is no RAM of this process there, none.
+    pub(crate) fn moved(&self, iova: Range, vaddr: Option<u64>) {
         let mut state = self.state.lock();
-        state.memory.retain(|range| !range.overlaps(iova));
-        if plain && state.memory.insert(iova, vaddr).is_err() {
+        let mut known = false;
+        state.memory.retain(|range| {
+            known |= range == iova;
+            !range.overlaps(iova)
+        });
+        let Some(vaddr) = vaddr.filter(|_| known) else {
+            return;
+        };
+        if state.memory.insert(iova, vaddr).is_err() {
             pr_warn!("{self}: no memory to note a map\n");
         }
     }
