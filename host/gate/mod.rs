@@ -131,7 +131,12 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Devices hold a reference to this module, so there are none.
-        let drivers = core::mem::take(&mut GATES.lock().drivers);
+        // A static is never dropped, so what emptied vectors keep goes here, too.
+        let drivers = {
+            let mut gates = GATES.lock();
+            gates.open = KVec::new();
+            core::mem::take(&mut gates.drivers)
+        };
         if !drivers.is_empty() {
             // A device that is being unbound may have had a pointer to them looked up
             // just before it was closed: the core uses that without a lock, and

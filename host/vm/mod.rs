@@ -252,9 +252,15 @@ global_lock! {
     };
 }
 
-/// Says under which directory each VM has its own. May sleep.
+/// Says under which directory each VM has its own; `None`: the module goes. May sleep.
 pub(crate) fn set_directory(directory: Option<Arc<Directory<()>>>) {
-    let old = core::mem::replace(&mut VMS.lock().directory, directory);
+    let mut vms = VMS.lock();
+    let old = core::mem::replace(&mut vms.directory, directory);
+    if vms.entries.is_empty() {
+        // A static is never dropped: what an emptied vector keeps would be lost.
+        vms.entries = KVec::new();
+    }
+    drop(vms);
     // Waits for readers, so not under the lock.
     drop(old);
 }
