@@ -25,7 +25,7 @@ help:	## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo '  variables: KVER= kernel release, KDIR= prepared kernel tree, MIRROR= Debian mirror,'
 	@echo '             of demo: SIZES="4G 8G 12G", RUNS=3, KNOBS="workers=2"'
-	@echo '             of debug-check: PATTERNS="driver type1 dma", JOBS= compilers at a time'
+	@echo '             of debug-check: PATTERNS="driver calls", JOBS= compilers at a time'
 
 host: toolchain	## host/vfio_iommu_deferred.ko
 	@scripts/build.sh host

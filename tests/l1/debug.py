@@ -4,8 +4,7 @@
 
     debug.py control              the negative control: splat.ko makes one fault of each
                                   kind, and each must be reported
-    debug.py suite [PATTERN...]   the tests of the guest's driver and of the host's, and
-                                  those with allocations that fail (fail_nth.py); with
+    debug.py suite [PATTERN...]   the tests of the guest's driver and of the host's; with
                                   patterns only the host's groups that match, and the
                                   former if one is "driver"
 
@@ -20,8 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import bed
-import fail_nth
 import host
 import tap
 
@@ -151,12 +148,14 @@ def run(program, *words):
 def suite(patterns):
     """The tests."""
     KMEMLEAK.write_text("clear\n")
-    own = {"driver", "failing"}
-    rest = [pattern for pattern in patterns if pattern not in own]
+    rest = [pattern for pattern in patterns if pattern != "driver"]
     if not patterns or "driver" in patterns:
-        mount(GUEST, ".")
+        # Those that otherwise run in L2.
+        for name, path in ((GUEST, "."), ("edu_dma", "tests/guest")):
+            mount(name, path)
         run("tests/guest/balloon.py")
-        unmount(GUEST, ".")
+        for name, path in ((GUEST, "."), ("edu_dma", "tests/guest")):
+            unmount(name, path)
     if not patterns or rest:
         run("tests/l1/suite.py", *rest)
 
@@ -173,7 +172,8 @@ def look(reporter):
 def main():
     command, *patterns = sys.argv[1:]
     (Path("/usr/lib/modules") / RELEASE).symlink_to(PAYLOAD / "modules/lib/modules" / RELEASE)
-    for name, path in ((HOST, "."), ("iommu_walk", "tests/host"), ("balloon_sim", "tests/guest")):
+    for name, path in ((HOST, "."), ("iommu_walk", "tests/host"), ("fault", "tests/host"),
+                       ("balloon_sim", "tests/guest")):
         mount(name, path)
     if command == "suite":
         suite(patterns)
@@ -181,9 +181,6 @@ def main():
     if command == "control":
         control(reporter)
     else:
-        if not patterns or "failing" in patterns:
-            tap.run_group(reporter, fail_nth.failing)
-            reporter.run("failing.clean: I3: nothing is left", bed.expect_clean)
         look(reporter)
     return reporter.finish()
 
