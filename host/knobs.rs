@@ -81,6 +81,20 @@ macro_rules! boolean {
     };
 }
 
+/// A file of a knob that is a number in a range.
+macro_rules! number {
+    ($name:literal, $knob:ident, $least:expr, $most:expr) => {
+        Attribute::rw(
+            $name,
+            |_, out| line(out, KNOBS.$knob.load(Relaxed)),
+            |_, text| {
+                KNOBS.$knob.store(parse_u64(text, $least..=$most)?, Relaxed);
+                Ok(())
+            },
+        )
+    };
+}
+
 impl Knobs {
     /// RAM below this IOVA is mapped at once; bytes.
     pub(crate) fn threshold(&self) -> u64 {
@@ -159,16 +173,8 @@ impl Knobs {
 
     /// The files, one a knob.
     pub(crate) const FILES: &'static [Attribute<Hooks>] = &[
-        Attribute::rw(
-            c"threshold_mib",
-            |_, out| line(out, KNOBS.threshold_mib.load(Relaxed)),
-            |_, text| set(&KNOBS.threshold_mib, text, 0, 1 << 24),
-        ),
-        Attribute::rw(
-            c"reserve_mib",
-            |_, out| line(out, KNOBS.reserve_mib.load(Relaxed)),
-            |_, text| set(&KNOBS.reserve_mib, text, 0, 1 << 24),
-        ),
+        number!(c"threshold_mib", threshold_mib, 0, 1 << 24),
+        number!(c"reserve_mib", reserve_mib, 0, 1 << 24),
         Attribute::rw(
             c"chunk_mib",
             |_, out| line(out, KNOBS.chunk_mib.load(Relaxed)),
@@ -181,36 +187,12 @@ impl Knobs {
                 Ok(())
             },
         ),
-        Attribute::rw(
-            c"eager_first_mib",
-            |_, out| line(out, KNOBS.eager_first_mib.load(Relaxed)),
-            |_, text| set(&KNOBS.eager_first_mib, text, 0, 1 << 24),
-        ),
-        Attribute::rw(
-            c"eager_low_top_mib",
-            |_, out| line(out, KNOBS.eager_low_top_mib.load(Relaxed)),
-            |_, text| set(&KNOBS.eager_low_top_mib, text, 0, 1 << 24),
-        ),
-        Attribute::rw(
-            c"eager_top_mib",
-            |_, out| line(out, KNOBS.eager_top_mib.load(Relaxed)),
-            |_, text| set(&KNOBS.eager_top_mib, text, 0, 1 << 24),
-        ),
-        Attribute::rw(
-            c"workers",
-            |_, out| line(out, KNOBS.workers()),
-            |_, text| set(&KNOBS.workers, text, 0, 64),
-        ),
-        Attribute::rw(
-            c"nice",
-            |_, out| line(out, KNOBS.nice()),
-            |_, text| set(&KNOBS.nice, text, 0, 19),
-        ),
-        Attribute::rw(
-            c"fallback_timeout_ms",
-            |_, out| line(out, KNOBS.fallback_timeout_ms()),
-            |_, text| set(&KNOBS.fallback_timeout_ms, text, 0, 86_400_000),
-        ),
+        number!(c"eager_first_mib", eager_first_mib, 0, 1 << 24),
+        number!(c"eager_low_top_mib", eager_low_top_mib, 0, 1 << 24),
+        number!(c"eager_top_mib", eager_top_mib, 0, 1 << 24),
+        number!(c"workers", workers, 0, 64),
+        number!(c"nice", nice, 0, 19),
+        number!(c"fallback_timeout_ms", fallback_timeout_ms, 0, 86_400_000),
         boolean!(c"premap", premap),
         boolean!(c"premap_at_start", premap_at_start),
         boolean!(c"populate", populate),
@@ -259,9 +241,4 @@ pub(crate) struct Hooks {
 /// Writes one value and its newline.
 pub(crate) fn line(out: &mut Writer<'_>, value: u64) -> Result {
     writeln!(out, "{value}").map_err(|_| EIO)
-}
-
-fn set(knob: &Atomic<u64>, text: &str, least: u64, most: u64) -> Result {
-    knob.store(parse_u64(text, least..=most)?, Relaxed);
-    Ok(())
 }
