@@ -64,7 +64,8 @@ compile() {
 	check_config
 	in_root "${kernel_make[@]}" bzImage modules >>"$log" 2>&1 ||
 		die "compiling the debug kernel failed: see $log"
-	rm -rf "$debug/modules"
+	# What was built for the kernel before this one does not fit.
+	rm -rf "$debug/modules" "$debug/src"
 	in_root "${kernel_make[@]}" "INSTALL_MOD_PATH=$in_debug/modules" \
 		modules_install >>"$log" 2>&1 ||
 		die "installing the debug kernel's modules failed: see $log"
