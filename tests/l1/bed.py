@@ -9,6 +9,7 @@ from pathlib import Path
 
 import guest
 import host
+import tap
 from tap import equal, eventually
 
 GIB = 1 << 30
@@ -248,3 +249,16 @@ def may_lock(size):
     """Words before QEMU that let it lock so many bytes and no more."""
     return ("prlimit", f"--memlock={size}",
             "setpriv", "--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock")
+
+
+def run_groups(reporter, patterns):
+    """Runs the groups of tests whose names match one of the patterns, all if there is
+    none. What each leaves behind is a test, too."""
+    for entry in tap.GROUPS:
+        if patterns and not any(re.search(pattern, entry.name) for pattern in patterns):
+            continue
+        tap.run_group(reporter, entry)
+        reporter.run(f"{entry.name}.clean: I3: no pin, thread, VM or reference is left",
+                     expect_clean)
+        reporter.run(f"{entry.name}.quiet: I2: no complaint of a kernel, no unprovoked "
+                     "IOMMU fault", expect_quiet)

@@ -9,7 +9,6 @@ is a test, too.
 """
 
 import importlib
-import re
 import sys
 import time
 
@@ -23,17 +22,9 @@ for name in ("type1", "mapper", "memory", "threads", "scope", "hostile", "gate",
 
 
 def main():
-    patterns = sys.argv[1:] or [""]
     reporter = tap.Reporter()
     started = time.monotonic()
-    for entry in tap.GROUPS:
-        if not any(re.search(pattern, entry.name) for pattern in patterns):
-            continue
-        tap.run_group(reporter, entry)
-        reporter.run(f"{entry.name}.clean: I3: no pin, thread, VM or reference is left",
-                     bed.expect_clean)
-        reporter.run(f"{entry.name}.quiet: I2: no complaint of a kernel, no unprovoked "
-                     "IOMMU fault", bed.expect_quiet)
+    bed.run_groups(reporter, sys.argv[1:])
     reporter.note(f"{time.monotonic() - started:.0f} s")
     sys.exit(reporter.finish())
 

@@ -10,7 +10,6 @@ the initramfs images in /payload: tests/run.py distro.
 """
 
 import contextlib
-import re
 import sys
 
 import bed
@@ -142,19 +141,11 @@ def main():
     # Of a test or a fixture: a whole boot is in some of them.
     tap.TIME_LIMIT = BOOT + 300
     rounds = int(sys.argv[1]) if sys.argv[1:] else 1
-    patterns = sys.argv[2:] or [""]
     reporter = tap.Reporter()
     for number in range(rounds):
         if rounds > 1:
             reporter.note(f"round {number + 1} of {rounds}")
-        for entry in tap.GROUPS:
-            if not any(re.search(pattern, entry.name) for pattern in patterns):
-                continue
-            tap.run_group(reporter, entry)
-            reporter.run(f"{entry.name}.clean: I3: no pin, thread, VM or reference is left",
-                         bed.expect_clean)
-            reporter.run(f"{entry.name}.quiet: I2: no complaint of a kernel, no unprovoked "
-                         "IOMMU fault", bed.expect_quiet)
+        bed.run_groups(reporter, sys.argv[2:])
     return reporter.finish()
 
 
