@@ -20,6 +20,7 @@
 #include <linux/irq_work.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/nodemask.h>
 #include <linux/seq_file.h>
 #include <linux/sizes.h>
 #include <linux/uaccess.h>
@@ -596,10 +597,14 @@ static int take_holes(struct sim *s, unsigned int count)
 	LIST_HEAD(others);
 	struct page *page;
 	unsigned int i;
+	int nid, last = 0;
 
+	/* The last node has the memory from which balloons are filled. */
+	for_each_node_state(nid, N_MEMORY)
+		last = nid;
 	for (i = 0; i < 2 * count; i++) {
-		page = alloc_pages(GFP_KERNEL | __GFP_NORETRY,
-				   get_order(GRANULE));
+		page = alloc_pages_node(last, GFP_KERNEL | __GFP_NORETRY | __GFP_THISNODE,
+					get_order(GRANULE));
 		if (!page)
 			break;
 		/* By address, not in the order of allocation. */
