@@ -42,6 +42,9 @@ EMULATOR_OWN = 1.5
 # Time for one VM, far beyond what any needs: seconds.
 PATIENCE = 400
 
+# GiB. Of larger VMs, q35 puts 2 GiB below 4 GiB, of smaller ones all.
+SMALLEST = 3
+
 # Processors that other work may keep busy before times are doubtful.
 QUIET = 0.15
 
@@ -53,7 +56,11 @@ def sizes_from(text):
     words = text.split()
     if not words or not all(re.fullmatch(r"[1-9]\d*G", word) for word in words):
         sys.exit(f'demo.py: SIZES="{text}": must be words such as 4G')
-    return sorted({int(word[:-1]) for word in words})
+    sizes = sorted({int(word[:-1]) for word in words})
+    if sizes[0] < SMALLEST:
+        sys.exit(f'demo.py: SIZES="{text}": {SMALLEST}G is the least: smaller VMs have '
+                 "no RAM above 4 GiB that could be deferred")
+    return sizes
 
 
 def check_memory(sizes):
