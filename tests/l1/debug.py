@@ -46,15 +46,15 @@ REPORTS = {
                      r"blocked for more than|soft lockup|rcu.*detected stalls",
 }
 
-# What splat.ko does, and the kind as which it must be reported. lockdep stops at the
-# first report, so that comes last.
+# What splat.ko does, and the kind as which it must be reported. KASAN's report turns
+# lockdep off, so that is asked first.
 CONTROLS = {
+    "lock_inversion": "locks",
     "use_after_free": "memory",
     "out_of_bounds": "memory",
     "shift_too_far": "arithmetic",
     "live_object": "objects",
     "sleep_in_atomic": "context",
-    "lock_inversion": "locks",
 }
 
 
