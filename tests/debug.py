@@ -43,10 +43,7 @@ def main():
         if not patterns:
             boot(count, "control")
         boot(count, "suite", *patterns)
-    for name in count.failed:
-        print(f"# failed: {name}")
-    print(count.summary())
-    sys.exit(1 if count.failed else 0)
+    count.finish()
 
 
 if __name__ == "__main__":

@@ -65,6 +65,13 @@ class Count:
         text = f"{self.passed} passed, {len(self.failed)} failed"
         return f"{text}, {self.skipped} skipped" if self.skipped else text
 
+    def finish(self):
+        """Says what has failed, and the sum last; ends the program."""
+        for name in self.failed:
+            print(f"# failed: {name}")
+        print(self.summary())
+        sys.exit(1 if self.failed else 0)
+
 
 class Stream:
     """TAP of one or more programs, one after the other."""
@@ -242,10 +249,7 @@ def main():
         print(f"# --- {part.__name__}", flush=True)
         part(count, patterns.split())
         print(f"# --- {part.__name__}: {time.monotonic() - started:.0f} s", flush=True)
-    for name in count.failed:
-        print(f"# failed: {name}")
-    print(count.summary())
-    sys.exit(1 if count.failed else 0)
+    count.finish()
 
 
 if __name__ == "__main__":
