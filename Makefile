@@ -79,7 +79,7 @@ demo: all image	## boot times with and without deferral: table, chart, build/dem
 shell: image	## interactive shell in L1, with the modules that are built
 	@$(VM) shell
 
-check: all image	## all tests: style, unit, fuzz, driver, host
+check: all image	## all tests: style, unit, fuzz, driver, host, selftests, distro
 	@tests/run.py
 
 stress: all image	## hostile guests and sudden ends for long: an hour or two, SEED=, PHASES=
