@@ -86,6 +86,8 @@ impl State {
 /// One mapping thread.
 pub(crate) struct Worker {
     vm: Arc<Vm>,
+    /// The least urgent work that it does.
+    least: Urgency,
     /// The nice value of the VMM's thread that made it.
     base: i64,
     /// How much nicer than that it is now.
@@ -94,7 +96,7 @@ pub(crate) struct Worker {
 
 impl Work for Worker {
     fn run(&self) -> bool {
-        let Some(job) = self.vm.next_job() else {
+        let Some(job) = self.vm.next_job(self.least) else {
             return false;
         };
         self.be_nice(match job.urgency() {
@@ -131,7 +133,8 @@ impl Worker {
 
 impl Vm {
     /// Sees to it that the VM has mapping threads: as many as the knob says, or else as
-    /// the processors that the caller may run on; fewer where its limits allow no more.
+    /// the processors that the caller may run on, half of them for background work, too;
+    /// fewer where its limits allow no more.
     ///
     /// Errors: there is none at all. Context: an ioctl of the VMM, may sleep.
     pub(super) fn start_workers(self: &Arc<Self>) -> Result {
@@ -143,15 +146,23 @@ impl Vm {
             let task = bindings::get_current();
             ((*task).nr_cpus_allowed, (*task).static_prio)
         };
-        let wanted = match KNOBS.workers() {
-            0 => u64::try_from(cpus).unwrap_or(1).clamp(1, MOST_AUTOMATIC),
-            workers => workers,
+        let (wanted, background) = match KNOBS.workers() {
+            0 => {
+                let wanted = u64::try_from(cpus).unwrap_or(1).clamp(1, MOST_AUTOMATIC);
+                // While nobody waits, the rest of the processors is for the guest's vCPUs.
+                (wanted, wanted.div_ceil(2))
+            }
+            workers => (workers, workers),
         };
         let base = i64::from(priority).saturating_sub(NICE_BASE);
         let count = || self.state.lock().workers.len() as u64;
         // Another container may come at the same time.
         while count() < wanted {
-            if let Err(e) = self.start_worker(base, wanted) {
+            let least = match count() < background {
+                true => Urgency::Background,
+                false => Urgency::Everything,
+            };
+            if let Err(e) = self.start_worker(least, base, wanted) {
                 return match count() {
                     0 => Err(e),
                     _ => Ok(()),
@@ -161,10 +172,11 @@ impl Vm {
         Ok(())
     }
 
-    fn start_worker(self: &Arc<Self>, base: i64, wanted: u64) -> Result {
+    fn start_worker(self: &Arc<Self>, least: Urgency, base: i64, wanted: u64) -> Result {
         let worker = Arc::new(
             Worker {
                 vm: self.clone(),
+                least,
                 base,
                 nice: Atomic::new(0),
             },
@@ -185,7 +197,7 @@ impl Vm {
         Ok(state.workers.push(task, GFP_KERNEL)?)
     }
 
-    fn next_job(&self) -> Option<Job> {
+    fn next_job(&self, least: Urgency) -> Option<Job> {
         let mut state = self.state.lock();
         if state.dead {
             return None;
@@ -204,7 +216,7 @@ impl Vm {
             }
         }
         let shortages = state.demands.shortages;
-        let job = state.take();
+        let job = state.take(least);
         if state.demands.shortages != shortages {
             drop(state);
             self.changed.notify();

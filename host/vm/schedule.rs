@@ -137,17 +137,18 @@ impl Job {
 
 impl State {
     /// What is most urgent: a piece to map, or else to help another thread with one.
-    pub(super) fn take(&mut self) -> Option<Job> {
+    /// Nothing that is less urgent than `least`.
+    pub(super) fn take(&mut self, least: Urgency) -> Option<Job> {
         if self.counting > 0 {
             return None;
         }
-        match self.take_piece() {
+        match self.take_piece(least) {
             Some(piece) => Some(Job::Map(piece)),
-            None => self.help().map(Job::Help),
+            None => self.help(least).map(Job::Help),
         }
     }
 
-    fn take_piece(&mut self) -> Option<Piece> {
+    fn take_piece(&mut self, least: Urgency) -> Option<Piece> {
         for index in 0..self.demands.list.len() {
             let Some(&demand) = self.demands.list.get(index) else {
                 break;
@@ -160,7 +161,8 @@ impl State {
                 }
             }
         }
-        match self.premap && self.rest_until <= now() {
+        let premap = self.premap && least == Urgency::Background;
+        match premap && self.rest_until <= now() {
             true => self
                 .take_from(Want::All, Range::ALL, Urgency::Background)
                 .ok()
@@ -216,9 +218,9 @@ impl State {
             .retain(|provision| !Arc::ptr_eq(&provision.memory, memory));
     }
 
-    /// The most urgent memory of which some is left to provide. The thread counts as busy
-    /// with the container until [`State::helped`].
-    fn help(&mut self) -> Option<Provision> {
+    /// The most urgent memory of which some is left to provide, none below `least`. The
+    /// thread counts as busy with the container until [`State::helped`].
+    fn help(&mut self, least: Urgency) -> Option<Provision> {
         let mut best: Option<Provision> = None;
         for index in 0..self.provisions.len() {
             let Some(provision) = self.provisions.get(index).cloned() else {
@@ -228,7 +230,7 @@ impl State {
                 id, range, urgency, ..
             } = provision;
             let better = best.as_ref().is_none_or(|best| urgency > best.urgency);
-            if better && provision.memory.is_left() && !self.interrupts(id, range, urgency) {
+            if urgency >= least && better && provision.memory.is_left() && !self.interrupts(id, range, urgency) {
                 best = Some(provision);
             }
         }

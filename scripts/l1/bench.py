@@ -10,8 +10,8 @@ and /results/results.json is complete after every VM. Exit status 1 if a VM fail
 Modes: floor (no device), stock (type1, our module not loaded), deferred (our
 modules in host and guest), and once for each size deferred-hold: the balloon is
 kept full after the commit, so that what it saves can be measured at leisure. The
-largest size is also booted in modes gate (our host module with policy "gate", and
-nothing of ours in the guest) and deferred-low (threshold_mib=0).
+largest size is also booted in modes gate (our host module with policy "gate" and
+threshold_mib=0, and nothing of ours in the guest) and deferred-low (threshold_mib=0).
 
 Then the mapper is measured alone, and what an assigned disk reads: maps.py.
 """
@@ -32,6 +32,10 @@ from channel import Closed
 RESULTS = guest.RESULTS / "results.json"
 GUEST_MODULE = "/payload/virtio_balloon_deferred.ko"
 MODES = ("floor", "stock", "deferred")
+# In these, RAM below 4 GiB is deferred, too.
+LOW = ("gate", "deferred-low")
+# What the knob threshold_mib is by default.
+THRESHOLD = 4096
 COMPLAINT = re.compile(r"WARNING: |BUG: |kernel BUG at|Oops: |general protection fault")
 
 # init-l2 prints this after it has inserted the modules, before its normal work.
@@ -177,9 +181,8 @@ def measure(size, mode, run, knobs):
         host.set_knob(knob, value)
     if host.is_loaded(host.MODULE):
         host.set_knob("policy", "gate" if mode == "gate" else "balloon")
-        threshold = host.knob("threshold_mib")
-        if mode == "deferred-low":
-            host.set_knob("threshold_mib", 0)
+        host.set_knob("threshold_mib", 0 if mode in LOW
+                      else dict(knobs).get("threshold_mib", THRESHOLD))
     options = {"modules": [GUEST_MODULE] if base == "deferred" else []}
     if mode == "deferred-hold":
         host.set_knob("hold", 1)
@@ -200,8 +203,6 @@ def measure(size, mode, run, knobs):
                 raise NoInit("L2's kernel did not get to its init, again and again") from None
             raise
         vm.quit()
-        if mode == "deferred-low":
-            host.set_knob("threshold_mib", threshold)
         console = [line for _, line in vm.console.lines]
     return result | {
         "pins_left": pins_left(pinned),

@@ -123,6 +123,25 @@ def helped(_):
             equal("unmap", c.unmap(IOVA, bed.GIB), (0, bed.GIB))
 
 
+@threads.test("-", "half of them leave their processors to the guest while nobody waits, unless the "
+                   "knob says how many there are")
+def half(_):
+    for workers, awaited, busy in ((0, False, False), (0, True, True), (2, False, True)):
+        with bed.knobs_set(workers=workers), slow_memory() as ram, open_container() as c, \
+             running_on(*sorted(os.sched_getaffinity(0))[:2]):
+            equal("map", c.map(IOVA, bed.GIB, ram), 0)
+            if awaited:
+                c.set_master(True)
+            wait_all()
+            one, other = thread_times()
+            what = f"clock ticks of the second thread, workers={workers}, awaited={awaited}"
+            if busy:
+                at_least(what, other, one // 5)
+            else:
+                at_most(what, other, one // 20)
+            equal("unmap", c.unmap(IOVA, bed.GIB), (0, bed.GIB))
+
+
 @threads.test("I7", "an unmap interrupts the background for that long and no longer")
 def goes_on(_):
     rounds = 8
