@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import threading
 import time
 
@@ -100,13 +101,22 @@ class Channel:
         with self._changed:
             while not (result := found()):
                 if self._closed:
-                    raise Closed(f"{what}: QEMU ended before it came, see "
-                                 f"{os.path.basename(self.path)} in the results")
+                    raise Closed(f"{what}: {self._end()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"{what}: not within {timeout} s")
                 self._changed.wait(left)
             return result
+
+    def _end(self):
+        """How QEMU ended, as far as this side can tell."""
+        try:
+            status = f"with status {self._process.wait(5)}"
+        except subprocess.TimeoutExpired:
+            status = "the connection"
+        last = f"{self.lines[-1][1]!r}" if self.lines else "nothing"
+        return (f"QEMU ended {status} before it came, after {last}; see "
+                f"{os.path.basename(self.path)} in the results")
 
     def wait(self, pattern, timeout):
         """The first (time, line) whose line matches."""

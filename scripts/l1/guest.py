@@ -116,7 +116,10 @@ class Guest:
                    "-action", "reboot=reset" if stubborn else "reboot=shutdown",
                    "-accel", "kvm", "-cpu", "host",
                    "-M", "q35" + (",memory-backend=ram" if backend else ""),
-                   "-m", memory, "-smp", str(cpus)]
+                   "-m", memory, "-smp", str(cpus),
+                   # Where each processor was when it was reset: the only trace of a
+                   # triple fault.
+                   "-d", "cpu_reset", "-D", str(RESULTS / f"{self.name}.reset")]
         if backend:
             command += ["-object", f"{backend},id=ram,size={memory}"]
         for chardev, channel in channels:
