@@ -9,8 +9,8 @@
     tests/run.py host -- PATTERN... of the host's, groups that match a pattern
     tests/run.py distro -- ROUNDS [PATTERN...]
     tests/run.py stress -- [PHASE...] [NAME=VALUE...]
-                                    hostile guests and sudden ends, for an hour or two:
-                                    what `make stress` runs, see tests/l1/stress.py
+                                    hostile guests, sudden ends and many boots, for two
+                                    hours: what `make stress` runs, see tests/l1/stress.py
 
 The modules must have been built. Exit status 0 means that nothing failed.
 """
@@ -41,8 +41,10 @@ TIME_LIMIT = 2400
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
-# Phases of the stress tests, and what one of them may take.
-STRESS = ["attack", "kill", "load", "delete", "pair", "eight"]
+# Phases of the stress tests, and what one of them may take. "distro" is the part of that
+# name; so often, unless BOOTS= says otherwise.
+STRESS = ["attack", "kill", "load", "delete", "pair", "eight", "distro"]
+BOOTS = 20
 STRESS_LIMIT = 4 * 3600
 
 
@@ -206,8 +208,15 @@ def stress(count, words):
     if not any(word.startswith("SEED=") for word in values):
         values.append(f"SEED={random.SystemRandom().randrange(1, 1 << 31)}")
     print(f"# stress: {' '.join(chosen + values)}", flush=True)
+    boots = [word.partition("=")[2] for word in values if word.startswith("BOOTS=")]
+    values = [word for word in values if not word.startswith("BOOTS=")]
+    if not all(re.fullmatch(r"[1-9]\d*", number) for number in boots):
+        sys.exit("run.py: BOOTS= is a number, 1 or more")
     if build("stress", count):
         for phase in chosen:
+            if phase == "distro":
+                distro(count, boots[-1:] or [str(BOOTS)])
+                continue
             boot_l1(f"stress-{phase}", count, "tests/l1/stress.py", phase, *values,
                     devices=["edu"] * 8, limit=STRESS_LIMIT)
 

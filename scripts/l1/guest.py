@@ -10,6 +10,7 @@
 Everything here runs in L1. All times are seconds since QEMU was executed.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -35,6 +36,9 @@ BALLOON = ("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0")
 BOOT = 90
 BOOTS = 3
 
+# Seconds in which QEMU has ended of which something has failed.
+GOING = 5
+
 # What a kernel prints just before its init runs, whatever that is.
 LAST_OF_KERNEL = "Key type encrypted registered"
 
@@ -43,6 +47,12 @@ LAST_OF_KERNEL = "Key type encrypted registered"
 # still at times; that is no fault of the guest.
 CMDLINE = ("console=ttyS0 loglevel=6 panic=-1 mitigations=off tsc=reliable no_timer_check "
            "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120")
+
+# What a kernel says when it goes down by itself.
+LAST_WORDS = re.compile(r"reboot: |Kernel panic|Oops|BUG: ")
+
+# All L2 that were started, in that order.
+STARTED = []
 
 _images = {}
 _names = itertools.count(1)
@@ -147,6 +157,7 @@ class Guest:
                                             stdout=log, stderr=log)
         for _, channel in channels:
             channel.start(self.started, self.process)
+        STARTED.append(self)
 
     def __enter__(self):
         return self
@@ -212,6 +223,22 @@ class Guest:
             raise RuntimeError(f"in L2: {command}: status {status}: {output}")
         return output.strip()
 
+    def lost(self):
+        """How the emulated processor, on which L1 runs KVM, has failed the VM, or None. At
+        times it interrupts an access to a device's registers in a way that no processor
+        does, or resets the VM, whose kernel then has had no last words."""
+        if "KVM internal error" in (RESULTS / f"{self.name}.qemu").read_text(errors="replace"):
+            return f"KVM internal error in {self.name}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # It may be about to end.
+            self.process.wait(GOING)
+        if (self.process.poll() == 0 and any('"guest-reset"' in line for _, line in self.qmp.lines)
+                and not any(LAST_WORDS.search(line) for _, line in self.console.lines)):
+            registers = (RESULTS / f"{self.name}.reset").read_text()
+            where = re.findall(r"\b[ER]IP=(\w+)", registers)
+            return f"{self.name} reset itself, at {where[-1] if where else 'nowhere'}"
+        return None
+
     def memory(self):
         """QEMU's memory in KiB by the names of /proc/PID/status: VmRSS, VmLck,
         VmPin and the rest."""
@@ -243,6 +270,11 @@ class Guest:
         self.wait_exit()
         for channel in (self.console, self._shell, self.qmp):
             channel.close()
+
+
+def first_lost(number):
+    """Guest.lost() of the first of the VMs after the first `number` that is, or None."""
+    return next(filter(None, (vm.lost() for vm in STARTED[number:])), None)
 
 
 def time_init(mode, memory, **options):

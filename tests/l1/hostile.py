@@ -4,7 +4,6 @@ show for it meanwhile."""
 
 import contextlib
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import bed
 import guest
 import host
 from channel import TIME_FACTOR
-from tap import Skip, at_least, at_most, equal
+from tap import at_least, at_most, equal
 
 MODULE = "/payload/tests/hostile/hostile_balloon.ko"
 
@@ -30,9 +29,6 @@ KNOBS = {"threshold_mib": 0, "hold": 1, "fallback_timeout_ms": 86_400_000}
 
 # An attack that has not moved for so many seconds is worth a look.
 STALLED = 20
-
-# Seconds in which QEMU has ended of which something has failed.
-GOING = 10
 
 # Of a slab cache, so many objects come and go by themselves.
 NOISE = 400
@@ -58,10 +54,8 @@ def expect_no_leak(before, after, cases):
     at_most(f"objects more in the slab cache {worst}", grown[worst], NOISE + cases // 4)
 
 
-class Emulator(Skip):
-    """The emulated processor, on which L1 runs KVM, has failed the VM, and a test with
-    it: it interrupts a guest's access to a device's registers in a way that no processor
-    does, or resets it."""
+class Lost(Exception):
+    """The VM is of no use any more, by no fault of its host: see guest.Guest.lost()."""
 
 
 class Attack:
@@ -112,11 +106,11 @@ class Attack:
         """Looks after the attack; returns its report when it is over, else None."""
         if report := self.report():
             return report
-        self.expect_alive()
         try:
             done = self.done()
-        except Exception:
-            self.expect_alive(GOING)
+        except Exception as error:
+            if why := self.vm.lost():
+                raise Lost(f"{why}, after {self.last} cases") from error
             self.show()
             raise
         if done != self.last:
@@ -125,25 +119,6 @@ class Attack:
             self.moved = None
             self.show()
         return None
-
-    def expect_alive(self, patience=0):
-        """Raises Emulator if the VM is of no use any more, now or in so many seconds, by
-        no fault of its host: QEMU ends with another status if it is."""
-        if "KVM internal error" in (guest.RESULTS / f"{self.vm.name}.qemu").read_text():
-            raise Emulator(f"{self.vm.name}: KVM internal error after {self.last} cases")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if self.vm.process.wait(patience) == 0:
-                raise Emulator(f"{self.vm.name}: reset itself after {self.last} cases")
-
-    @contextlib.contextmanager
-    def alive(self):
-        """What is done in here with the VM fails with Emulator if that is the cause."""
-        self.expect_alive()
-        try:
-            yield
-        except Exception:
-            self.expect_alive(GOING)
-            raise
 
     def show(self):
         """Says what is known of the VM, and what each of its threads waits for."""

@@ -48,7 +48,7 @@ class Phase:
         self.unit = unit
         self.started = time.monotonic()
         self.failed = []
-        self.what = ""
+        self.lost = 0
         print(f"# {name}: {total} {unit}, seed {seed}", flush=True)
 
     def at(self, done, what=""):
@@ -58,12 +58,18 @@ class Phase:
 
     @contextlib.contextmanager
     def round(self, number, what=""):
-        """One round: an error in it is a failure, and the next one begins."""
+        """One round: an error in it is a failure, unless a VM was lost, and the next one
+        begins."""
+        seen = len(guest.STARTED)
         try:
             yield
             bed.expect_clean()
             bed.expect_quiet()
         except Exception as error:  # pylint: disable=broad-except
+            if (why := guest.first_lost(seen)) and self.lost < bed.MOST_LOST:
+                self.lost += 1
+                print(f"# {self.name}: {self.unit} {number}: {why}", flush=True)
+                return
             self.failed.append(f"{self.unit} {number}: {what}: {type(error).__name__}: {error}")
             print(f"# {self.name}: failed: {self.failed[-1]}", flush=True)
 
@@ -106,7 +112,7 @@ def attack_pair(rng, cases):
         words = [attack_one(rng, attack, cases) for attack in attacks]
         try:
             reports = hostile.wait(attacks, 120 + cases * CASE)
-        except hostile.Emulator as error:
+        except hostile.Lost as error:
             print(f"# attack: {words} {error}", flush=True)
             return sum(attack.last for attack in attacks)
         print(f"# attack: {words} {reports}", flush=True)

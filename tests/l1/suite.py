@@ -16,8 +16,9 @@ import bed
 import tap
 
 # In the order in which they run.
-for name in ("type1", "mapper", "memory", "threads", "scope", "hostile", "gate", "firmware",
-             "dma", "kexec", "faults", "pressure", "inflate", "suspend", "lifecycle"):
+for name in ("lost", "type1", "mapper", "memory", "threads", "scope", "hostile", "gate",
+             "firmware", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
+             "lifecycle"):
     importlib.import_module(f"test_{name}")
 
 

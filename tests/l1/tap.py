@@ -102,6 +102,16 @@ def time_limit(seconds):
         signal.alarm(0)
 
 
+def attempt(function, *args):
+    """Calls it; returns the exception that it ended with, or None."""
+    try:
+        with time_limit(TIME_LIMIT):
+            function(*args)
+    except Exception as error:  # pylint: disable=broad-except
+        return error
+    return None
+
+
 class Reporter:
     """Numbers the results, prints and counts them."""
 
@@ -129,12 +139,7 @@ class Reporter:
 
     def run(self, description, function, *args):
         """Runs one test; returns whether it did not fail."""
-        error = None
-        try:
-            with time_limit(TIME_LIMIT):
-                function(*args)
-        except Exception as caught:  # pylint: disable=broad-except
-            error = caught
+        error = attempt(function, *args)
         self.report(description, error)
         return error is None or isinstance(error, Skip)
 
@@ -144,21 +149,45 @@ class Reporter:
         return 1 if self.failed else 0
 
 
-def run_group(reporter, entry):
-    """Runs all tests of a group."""
+class Again(Exception):
+    """A test has failed, and that says nothing; args[0] is why."""
+
+
+def run_group(reporter, entry, excuse=lambda: None):
+    """Runs all tests of a group. One has failed: `excuse` is asked why that says nothing.
+    If it knows, the group is run again, until the test has a result that says something."""
     reporter.note(f"{entry.name}: {entry.title}")
     started = time.monotonic()
     left = list(entry.tests)
+    again = True
+    while again:
+        try:
+            _run_tests(reporter, entry, left, excuse)
+            again = False
+        except Again as error:
+            reporter.note(f"{entry.name}: {error}: it is run again")
+    reporter.note(f"{entry.name}: {time.monotonic() - started:.0f} s")
+
+
+def _run_tests(reporter, entry, left, excuse):
+    """Runs them, and reports those that are left, which it takes away."""
     try:
         with contextlib.ExitStack() as stack:
             with time_limit(TIME_LIMIT):
                 value = stack.enter_context(entry.fixture())
-            while left:
-                function, description = left.pop(0)
-                reporter.run(description, function, value)
+            for function, description in entry.tests:
+                error = attempt(function, value)
+                if error and not isinstance(error, Skip) and (why := excuse()):
+                    raise Again(why)
+                if (function, description) in left:
+                    left.remove((function, description))
+                    reporter.report(description, error)
+    except Again:
+        raise
     except Exception as error:  # pylint: disable=broad-except
+        if why := excuse():
+            raise Again(why) from error
         if not left:
             reporter.report(f"{entry.name}: taking the fixture down", error)
         for _, description in left:
             reporter.report(description, error)
-    reporter.note(f"{entry.name}: {time.monotonic() - started:.0f} s")

@@ -3,7 +3,6 @@
 time another VM starts and uses its device."""
 
 import contextlib
-import functools
 import os
 import resource
 import subprocess
@@ -44,21 +43,10 @@ def attacked():
          hostile.start(prefix=bed.may_lock(5 * bed.GIB)) as attack, \
          contextlib.ExitStack() as others:
         yield SimpleNamespace(attack=attack, balloon=balloon, others=others, slowdown=0)
-        with attack.alive():
-            attack.vm.quit()
-
-
-def with_attacker(test):
-    """A test that is skipped if the emulated processor has failed the attacker."""
-    @functools.wraps(test)
-    def guarded(run):
-        with run.attack.alive():
-            test(run)
-    return guarded
+        attack.vm.quit()
 
 
 @attacked.test("I6", "a limit of locked memory holds, and the guest is told")
-@with_attacker
 def limited(run):
     bed.limit_locked(run.attack.vm.pid, LIMIT)
     run.attack.begin(SEED, SHORT, others=0)
@@ -75,7 +63,6 @@ def limited(run):
 
 
 @attacked.test("I1", "another VM starts beside it, and DMA of its device arrives")
-@with_attacker
 def beside(run):
     run.attack.begin(SEED + 1, CASES)
     run.other = run.others.enter_context(guest.Guest(
@@ -101,7 +88,6 @@ def witness(run):
 
 
 @attacked.test("I6", "every request is answered as it has to be, and nothing grows")
-@with_attacker
 def survives(run):
     report = hostile.wait([run.attack], 350)[0]
     lines = run.attack.expect_quiet_log()
@@ -116,7 +102,6 @@ def survives(run):
 
 
 @attacked.test("I6", "what is pinned is what VMs have locked, to the page")
-@with_attacker
 def pinned(run):
     locked = sum(vm.memory()["VmLck"] for vm in (run.attack.vm, run.other))
     equal("KiB pinned", bed.pages_pinned() * 4, locked)
@@ -127,7 +112,6 @@ def pinned(run):
 
 
 @attacked.test("I6", "negative control: where other answers are expected, all are found wrong")
-@with_attacker
 def lie(run):
     run.attack.begin(SEED, LIES, lie=1)
     report = hostile.wait([run.attack], 60)[0]
@@ -150,7 +134,6 @@ def leak(_):
 
 
 @attacked.test("I6", "another VM is as fast beside it as beside one that is merely busy")
-@with_attacker
 def fair(run):
     vm = run.other
     with guest.Guest("floor", "256M", cpus=2) as busy:
@@ -187,7 +170,6 @@ def unfair(run):
 
 
 @attacked.test("I2", "RAM that a device uses goes on being mapped, whatever the guest says of it")
-@with_attacker
 def mastered(run):
     run.others.close()
     attack = run.attack
@@ -207,7 +189,6 @@ def mastered(run):
 
 
 @attacked.test("I6", "our own driver takes the device over")
-@with_attacker
 def recovers(run):
     vm = run.attack.vm
     messages = bed.stat(vm.pid, "messages")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The excuse that tests have, and no other: an L2 that the emulated processor has
+failed, see guest.Guest.lost()."""
+
+import bed
+import guest
+import tap
+from tap import equal, group, matches
+
+END = "echo 1 >/proc/sys/kernel/sysrq; echo {} >/proc/sysrq-trigger"
+
+
+@group("VMs that are lost, and VMs that end in another way")
+def lost():
+    guest.prepare("deferred")
+    yield None
+
+
+@lost.test("-", "one that resets itself without a word is lost")
+def reset(_):
+    with guest.Guest("floor", "512M") as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        equal("lost", vm.lost(), None)
+        vm.send(END.format("b"))
+        equal("how QEMU ended", vm.wait_exit(), 0)
+        matches("lost", str(vm.lost()), "reset itself, at [0-9a-f]{8}")
+
+
+@lost.test("-", "one whose kernel panics is not, nor is one that is killed")
+def panic(_):
+    with guest.Guest("floor", "512M") as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        bed.provoked_panic(vm)
+        vm.send(END.format("c"))
+        equal("how QEMU ended", vm.wait_exit(), 0)
+        equal("lost", vm.lost(), None)
+    with guest.Guest("floor", "512M", paused=True) as vm:
+        vm.wait_qmp()
+        vm.kill()
+        equal("lost", vm.lost(), None)
+
+
+class Record(tap.Reporter):
+    """Keeps the results instead of printing them."""
+
+    def __init__(self):  # pylint: disable=super-init-not-called
+        self.results = []
+
+    def note(self, text):
+        pass
+
+    def report(self, description, error=None):
+        self.results.append((description, type(error).__name__))
+
+
+@lost.test("-", "what fails with an excuse is run again, what fails without one has failed")
+def again(_):
+    for excuses, wanted in ((["lost"], "NoneType"), ([], "AssertionError")):
+        def fixture():
+            yield None
+
+        runs = []
+        entry = tap.Group("", fixture)
+        entry.test("-", "holds")(lambda _: runs.append("holds"))
+        entry.test("-", "fails once")(lambda _, runs=runs: (
+            runs.append("fails"), equal("runs", runs.count("fails"), 2)))
+        record = Record()
+        tap.run_group(record, entry, lambda excuses=excuses: excuses.pop() if excuses else None)
+        equal("results", [error for _, error in record.results], ["NoneType", wanted])
