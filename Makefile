@@ -13,7 +13,7 @@ C_FILES = $(shell find host guest include tests -name '*.[ch]' ! -name '*.mod.c'
 RUST_FILES = $(shell find host guest include tests -name '*.rs' ! -name '*_generated.rs')
 SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot scripts tests .ci)
 # Variables of 'make stress', see tests/l1/stress.py.
-STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS
+STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS BOOTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
 .PHONY: all help host guest install-guest root tree toolchain image clippy fmt fmt-check
@@ -82,7 +82,7 @@ shell: image	## interactive shell in L1, with the modules that are built
 check: all image	## all tests: style, unit, fuzz, driver, host, selftests, distro
 	@tests/run.py
 
-stress: all image	## hostile guests and sudden ends for long: an hour or two, SEED=, PHASES=
+stress: all image	## hostile guests, sudden ends, many boots: two hours, SEED=, PHASES=
 	@tests/run.py stress -- $(PHASES) $(foreach name,$(STRESS),$(and $($(name)),$(name)=$($(name))))
 
 debug-check: all image	## those of both modules on a kernel with KASAN, lockdep and more
