@@ -168,6 +168,13 @@ class QmpError(Exception):
 class Qmp(Channel):
     """QEMU's monitor. Events stay in self.lines."""
 
+    def _store(self, text, now):
+        super()._store(text, now)
+        if any('"event": "STOP"' in line for _, line in self.lines):
+            # Only QEMU itself stops a VM here, when KVM has failed it. Nothing will come
+            # from it any more: better that who waits sees it end.
+            self._process.kill()
+
     def _find(self, wanted):
         for _, line in self.lines:
             message = json.loads(line)

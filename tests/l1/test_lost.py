@@ -2,9 +2,12 @@
 """The excuse that tests have, and no other: an L2 that the emulated processor has
 failed, see guest.Guest.lost()."""
 
+import contextlib
+
 import bed
 import guest
 import tap
+from channel import Closed
 from tap import equal, group, matches
 
 END = "echo 1 >/proc/sys/kernel/sysrq; echo {} >/proc/sysrq-trigger"
@@ -38,6 +41,17 @@ def panic(_):
         vm.wait_qmp()
         vm.kill()
         equal("lost", vm.lost(), None)
+
+
+@lost.test("-", "nobody waits for one that is stopped")
+def stopped(_):
+    with guest.Guest("floor", "512M", paused=True) as vm:
+        vm.wait_qmp()
+        vm.qmp.command("cont")
+        # The event comes before the answer.
+        with contextlib.suppress(Closed):
+            vm.qmp.command("stop")
+        equal("how QEMU ended", vm.wait_exit(), -9)
 
 
 class Record(tap.Reporter):
