@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """L1 as a host of VMs: modules, devices for assignment, counters, kernel log."""
 
+import functools
 import os
 import re
 import subprocess
@@ -32,10 +33,22 @@ def is_loaded(module):
     return Path(f"/sys/module/{module.replace('-', '_')}").exists()
 
 
+# KVM_CREATE_VM, of <linux/kvm.h>: an empty VM that is there as long as this program.
+HOLD_KVM = """
+import fcntl, os, sys
+fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xae01, 0)
+sys.stdin.read()
+"""
+
+
+@functools.cache
 def load_kvm():
-    """Loads KVM for the processor that L1 has."""
+    """Loads KVM for the processor that L1 has, and keeps it in use: with its first VM and
+    after its last, it has the scheduler patched, and an emulated processor executes the
+    breakpoint of such a patch at times when it is long gone."""
     amd = re.search(r"^flags\s.*\bsvm\b", Path("/proc/cpuinfo").read_text(), re.M)
     run("modprobe", "kvm-amd" if amd else "kvm-intel")
+    return subprocess.Popen(["python3", "-c", HOLD_KVM], stdin=subprocess.PIPE)
 
 
 def load_deferred(options=()):
