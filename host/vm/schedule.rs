@@ -230,7 +230,11 @@ impl State {
                 id, range, urgency, ..
             } = provision;
             let better = best.as_ref().is_none_or(|best| urgency > best.urgency);
-            if urgency >= least && better && provision.memory.is_left() && !self.interrupts(id, range, urgency) {
+            if urgency >= least
+                && better
+                && provision.memory.is_left()
+                && !self.interrupts(id, range, urgency)
+            {
                 best = Some(provision);
             }
         }

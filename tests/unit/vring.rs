@@ -489,6 +489,9 @@ fn a_hostile_driver_gets_nowhere() {
     }
     // Both must have been met for the test to mean anything.
     let enough = steps(1_000_000) / 100;
-    assert!(good >= enough && bad >= enough, "{good} chains, {bad} errors");
+    assert!(
+        good >= enough && bad >= enough,
+        "{good} chains, {bad} errors"
+    );
     println!("{good} chains, {bad} errors");
 }
