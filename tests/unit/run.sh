@@ -7,7 +7,8 @@
 #   UNIT_SEED=N   the seed that a failed run printed
 #   UNIT_STEPS=N  steps of each randomised test (a default for each)
 #   RUSTC=PATH    the compiler, CLIPPY=PATH clippy-driver
-#   MIRI=PATH     Miri's driver, if there is one; MIRI_SYSROOT= as for cargo-miri
+#   MIRI=PATH     Miri's driver, if there is one; MIRI_SYSROOT= as for cargo-miri,
+#                 MIRI_STEPS= steps of each randomised test under it (50)
 set -euo pipefail
 
 cd "$(dirname "$0")"
