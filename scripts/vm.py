@@ -8,7 +8,8 @@
 The program is copied into L1 together with scripts/l1, tests and the built
 modules, as /payload. Its output appears here as it comes; what it leaves in
 /results is found in build/run/NAME/results, beside L1's console. The exit status
-is the program's, or 1 if L1 crashed or was cut off by the time limit.
+is the program's, or 1 if L1 crashed or was cut off; what L1's kernel and QEMU say
+of an L1 that stands still is then at the end of the console and in "processors".
 
 L1 has an emulated Intel IOMMU and devices to assign to VMs. It runs under KVM
 where that works, nested, and under QEMU's emulator otherwise.
@@ -20,9 +21,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+
+import watch
 
 TOP = Path(__file__).resolve().parent.parent
 BUILD = TOP / "build"
@@ -33,12 +35,18 @@ BUILD = TOP / "build"
 CPU = {"tcg": "EPYC-Milan,-erms,-fsrm,check=off", "kvm": "host"}
 ACCEL = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}
 
+# What a VM gets from e1000e's network, by TFTP, is in /results.
 DEVICES = {
+    "e1000e": ["-netdev", "user,id=e1000e,restrict=on,tftp={run}/results,bootfile=boot",
+               "-device", "e1000e,netdev=e1000e"],
     "edu": ["-device", "edu,dma_mask=0xffffffffffffffff"],
     "igb": ["-netdev", "hubport,id=igb,hubid=0", "-device", "igb,netdev=igb"],
     "nvme": ["-drive", "if=none,id=nvme,format=raw,cache=unsafe,file={scratch}",
              "-device", "nvme,serial=scratch,drive=nvme"],
 }
+
+# What awake.py says of an interrupt.
+LOST = "awake: CPU"
 
 # What must not appear in L1's kernel log, by the name under which it is counted.
 COMPLAINTS = {
@@ -147,12 +155,12 @@ def qemu_command(run, payload, args, accel):
     release = kernel_release()
     scratch = run / "nvme.img"
     append = ["console=ttyS0", "panic=-1", "intel_iommu=on", "iommu=nopt",
-              "log_buf_len=4M",
+              "log_buf_len=4M", "sysrq_always_enabled",
               "loglevel=5" if args.command == "shell" else "loglevel=7"]
     if accel == "tcg":
         # Emulated processors stand still at times; that is no fault.
         append += ["mitigations=off", "tsc=reliable", "no_timer_check", "watchdog_thresh=60",
-                   "rcupdate.rcu_cpu_stall_timeout=120"]
+                   "rcupdate.rcu_cpu_stall_timeout=120", "iomem=relaxed", "AWAKE=1"]
     if args.command == "shell":
         append.append("l1=shell")
     command = [
@@ -174,9 +182,7 @@ def qemu_command(run, payload, args, accel):
     if args.command == "shell":
         command += ["-serial", "mon:stdio"]
     else:
-        command += ["-serial", f"file:{run}/console.log",
-                    "-chardev", "stdio,id=results,signal=off",
-                    "-serial", "chardev:results"]
+        command += watch.options(run)
     for device in args.device:
         if device == "nvme" and args.nvme_image:
             # A copy, and no more of it than is in use.
@@ -184,35 +190,29 @@ def qemu_command(run, payload, args, accel):
         elif device == "nvme":
             with open(scratch, "wb") as file:
                 file.truncate(1 << 30)
-        command += [word.format(scratch=scratch) for word in DEVICES[device]]
+        command += [word.format(run=run, scratch=scratch) for word in DEVICES[device]]
     return command
 
 
 def run_qemu(run, command, args):
     """Runs L1 and copies its results port to our output. Returns QEMU's exit
-    status, or None if the time limit cut it off."""
+    status, and why L1 was cut off if it was."""
     log = open(run / "qemu.log", "wb")
     if args.command == "shell":
-        return subprocess.run(command, stderr=log, check=False).returncode
+        return subprocess.run(command, stderr=log, check=False).returncode, None
     with log, subprocess.Popen(command, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=log) as qemu:
-        expired = threading.Event()
-
-        def cut():
-            expired.set()
-            qemu.kill()
-
-        timer = threading.Timer(args.time_limit, cut)
-        timer.start()
+        outside = watch.Watch(run, qemu, args.time_limit, args.silence)
         try:
             for line in qemu.stdout:
+                outside.heard(line)
                 sys.stdout.buffer.write(line)
                 sys.stdout.flush()
             qemu.wait()
         finally:
-            timer.cancel()
             qemu.kill()
-    return None if expired.is_set() else qemu.returncode
+            outside.end()
+    return qemu.returncode, outside.verdict
 
 
 def tail(path, lines=25):
@@ -221,32 +221,36 @@ def tail(path, lines=25):
         print(f"--- the end of {path.relative_to(TOP)}", *text, sep="\n", file=sys.stderr)
 
 
-def complaints(run):
-    """Counts what the kernel complained about. The console is used where L1 did
-    not live to save its log."""
+def kernel_log(run):
+    """L1's kernel log; its console where L1 did not live to save the log."""
     log = run / "results/dmesg"
     log = log if log.exists() else run / "console.log"
-    text = log.read_text(errors="replace") if log.exists() else ""
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def complaints(text):
+    """Counts what the kernel complained about in its log."""
     return {name: count for name, pattern in COMPLAINTS.items()
             if (count := len(re.findall(pattern, text)))}
 
 
-def finish(run, qemu_status, args, started):
+def finish(run, qemu_status, cut, started):
     """Reports how a run ended and returns the exit status."""
-    counts = complaints(run)
+    log = kernel_log(run)
+    counts = complaints(log)
     print(f"vm.py: {time.monotonic() - started:.0f} s, L1's kernel log: "
           + (", ".join(f"{count} {name}" for name, count in counts.items())
              or "no complaints"), file=sys.stderr)
+    if lost := log.count(LOST):
+        print(f"vm.py: L1's processors have lost {lost} interrupts", file=sys.stderr)
     (run / "complaints").write_text(
         "".join(f"{count} {name}\n" for name, count in counts.items()))
     status = run / "results/status"
     if qemu_status == 0 and status.exists():
         return int(status.read_text())
-    if qemu_status is None:
-        print(f"vm.py: L1 did not end within {args.time_limit} s", file=sys.stderr)
-    else:
-        print("vm.py: L1 crashed or was reset: its QEMU ended with status "
-              f"{qemu_status}", file=sys.stderr)
+    why = cut or f"L1 crashed or was reset: its QEMU ended with status {qemu_status}"
+    (run / "ended").write_text(f"{why}\n")
+    print(f"vm.py: {why}", file=sys.stderr)
     tail(run / "qemu.log", 5)
     tail(run / "console.log")
     consoles = sorted((run / "results").glob("*.console"), key=os.path.getmtime)
@@ -279,6 +283,8 @@ def arguments():
                          help="for QEMU's command line, repeatable")
         if name == "run":
             sub.add_argument("--time-limit", type=int, default=600, metavar="SECONDS")
+            sub.add_argument("--silence", type=int, metavar="SECONDS",
+                             help="longest time between two lines of the program")
             sub.add_argument("program", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if args.command == "run" and not args.program:
@@ -301,8 +307,8 @@ def main():
     payload = make_payload(run, args)
     command = qemu_command(run, payload, args, accel) + args.qemu
     (run / "command").write_text("\n".join(command) + "\n")
-    status = run_qemu(run, command, args)
-    return status if args.command == "shell" else finish(run, status, args, started)
+    status, cut = run_qemu(run, command, args)
+    return status if args.command == "shell" else finish(run, status, cut, started)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def boot(count, command, *patterns):
                 "--append=kasan_multi_shot", *run.NUMA,
                 "--add", f"{debug}/modules", "--add", f"{debug}/ko",
                 "tests/l1/debug.py", command, *patterns,
-                limit=TIME_LIMIT[command], memory=MEMORY)
+                limit=TIME_LIMIT[command], memory=MEMORY, silence=int(run.SILENCE * float(FACTOR)))
 
 
 def main():

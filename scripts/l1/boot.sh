@@ -17,12 +17,17 @@ mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
 hostname l1
 ip link set lo up
 
+# Set by vm.py, on the kernel's command line.
+[ -z "${AWAKE-}" ] || /payload/l1/awake.py
+
 cd /root || exit
 if grep -qw l1=shell /proc/cmdline; then
 	echo "This is L1. The payload is in /payload, 'exit' switches it off."
 	setsid --ctty --wait bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
 	status=$?
 else
+	# What comes in is for the kernel alone, see watch.py.
+	stty -F /dev/ttyS0 -echo -cread
 	stty -F /dev/ttyS1 raw -echo
 	setsid --wait /payload/run </dev/null >/dev/ttyS1 2>&1
 	status=$?

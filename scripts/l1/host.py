@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 # What vm.py --device offers, as vendor:device.
+E1000E = "8086:10d3"
 EDU = "1234:11e8"
 IGB = "8086:10c9"
 NVME = "1b36:0010"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L1 as seen from outside: one that says nothing any more is looked at, and ended."""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+
+# Seconds between two looks at the clock.
+PAUSE = 1
+
+# Seconds that L1's kernel gets to print what it is asked for; QEMU's monitor to answer.
+PRINTING = 10
+ANSWER = 20
+
+
+def options(run):
+    """Words for QEMU: L1's two serial ports, of which the second is this program's
+    output, and a monitor. `run` is the directory of the run."""
+    os.mkfifo(run / "keys")
+    return ["-chardev", f"file,id=console,path={run}/console.log,input-path={run}/keys",
+            "-serial", "chardev:console",
+            "-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
+            "-chardev", f"socket,id=monitor,path={run}/monitor,server=on,wait=off",
+            "-mon", "chardev=monitor,mode=control"]
+
+
+class Monitor:
+    """QEMU's monitor."""
+
+    def __init__(self, path):
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER)
+        self._socket.connect(str(path))
+        self._file = self._socket.makefile("rw")
+        self.command("qmp_capabilities")
+
+    def command(self, name, **arguments):
+        """Executes a command and returns what it returned."""
+        self._file.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+        self._file.flush()
+        for line in self._file:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise OSError(f"{name}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+        raise OSError(f"{name}: QEMU is gone")
+
+    def human(self, line):
+        """What the monitor for people answers."""
+        return self.command("human-monitor-command", **{"command-line": line})
+
+    def close(self):
+        self._file.close()
+        self._socket.close()
+
+
+class Watch:
+    """Watches L1, and ends it if that has to be.
+
+    run         directory of the run
+    process     QEMU
+    time_limit  seconds that L1 may take
+    silence     seconds that may pass between two lines of its program, or None
+    verdict     why it was ended, or None
+    """
+
+    def __init__(self, run, process, time_limit, silence):
+        self.verdict = None
+        self._run = run
+        self._process = process
+        self._time_limit = time_limit
+        self._silence = silence
+        self._started = time.monotonic()
+        self._last = None
+        self._ended = threading.Event()
+        # For reading too: whoever opens it for one of both waits for the other.
+        self._keys = os.open(run / "keys", os.O_RDWR)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def heard(self, line):
+        """A line has come."""
+        self._last = time.monotonic(), line.decode(errors="replace").strip()
+
+    def end(self):
+        """QEMU has ended."""
+        self._ended.set()
+        self._thread.join()
+        os.close(self._keys)
+
+    def _watch(self):
+        while not self._ended.wait(PAUSE):
+            now = time.monotonic()
+            late = now - self._started > self._time_limit
+            when, line = self._last or (now, "")
+            if late or self._silence and now - when > self._silence:
+                why = (f"L1 did not end within {self._time_limit} s" if late else
+                       f"nothing came from L1 for {self._silence} s")
+                self.verdict = f"{why}, after {line!r}; its processors: {self._look()}"
+                self._process.kill()
+                return
+
+    def _look(self):
+        """Has L1's kernel print which tasks are blocked and what its processors do, and
+        keeps what QEMU knows of those. Returns where they are."""
+        try:
+            monitor = Monitor(self._run / "monitor")
+            for key in b"wl":
+                monitor.command("chardev-send-break", id="console")
+                # What comes together with a break is taken for it.
+                self._ended.wait(0.5)
+                os.write(self._keys, bytes([key]))
+                self._ended.wait(0.5)
+            self._ended.wait(PRINTING)
+            registers = monitor.human("info registers -a")
+            count = len(re.findall(r"^CPU#", registers, re.M))
+            lapics = "".join(monitor.human(f"info lapic {cpu}") for cpu in range(count))
+            (self._run / "processors").write_text(registers + lapics)
+            monitor.close()
+        except OSError as error:
+            return f"QEMU's monitor: {error}"
+        return ", ".join("halted" if halted == "1" else f"at {where}" for where, halted in
+                         re.findall(r"\bRIP=(\w+).*?HLT=(\d)", registers, re.S))
