@@ -21,7 +21,7 @@ from tap import at_least, equal, eventually, group
 from test_gate import IOVA, SIZE, deferred_container, masters_by_register
 
 # Prints a line to the serial port and stops.
-BOOTED = "L2: booted from the disk"
+BOOTED = "L2: booted"
 BOOT_SECTOR = (
     b"\xbe\x15\x7c"             # mov $text, %si
     b"\x31\xc0\x8e\xd8"         # xor %ax, %ax; mov %ax, %ds
@@ -107,6 +107,45 @@ def stays(new):
         vm.console.wait(BOOTED, bed.BOOT)
         bed.wait_mapped(vm.pid)
         equal("fallbacks", bed.stat(vm.pid, "fallbacks"), 1)
+        vm.quit()
+
+
+@group("VMs with an assigned network card whose option ROM drives it")
+def card():
+    guest.prepare("deferred", host.E1000E)
+    # Which the card's network serves as a file.
+    (guest.RESULTS / "boot").write_bytes(BOOT_SECTOR)
+    with bed.knobs_set(fallback_timeout_ms=86_400_000):
+        yield host.find_device(host.E1000E)
+
+
+@card.test("I4", "by default everything is mapped before the ROM may drive the card")
+def card_strict(address):
+    with guest.Guest("deferred", bed.MEMORY, kernel=False, devices=[address]) as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+        vm.quit()
+
+
+@card.test("I4", "with the knob it boots from the network with nothing mapped above 4 GiB")
+def card_early(address):
+    with bed.knobs_set(firmware=1), \
+         guest.Guest("deferred", bed.MEMORY, kernel=False, devices=[address]) as vm:
+        vm.console.wait(BOOTED, bed.BOOT)
+        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
+        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+        vm.quit()
+
+
+@card.test("I4", "one that nothing is booted from holds up nobody: nothing is mapped "
+                 "above 4 GiB when L2's kernel starts")
+def card_idle(address):
+    with guest.Guest("deferred", bed.MEMORY, devices=[address]) as vm:
+        vm.wait_line("Linux version", bed.BOOT)
+        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
+        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
         vm.quit()
 
 
