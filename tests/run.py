@@ -43,9 +43,9 @@ SILENCE = 900
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
-# Phases of the stress tests, and what one of them may take. "distro" is the part of that
-# name; so often, unless BOOTS= says otherwise.
-STRESS = ["attack", "kill", "load", "delete", "pair", "eight", "distro"]
+# Phases of the stress tests, and what one of them may take. "edk2" are groups of the host's
+# tests; "distro" is the part of that name, so often, unless BOOTS= says otherwise.
+STRESS = ["attack", "kill", "load", "delete", "pair", "eight", "edk2", "distro"]
 BOOTS = 20
 STRESS_LIMIT = 4 * 3600
 
@@ -224,9 +224,11 @@ def stress(count, words):
         for phase in chosen:
             if phase == "distro":
                 distro(count, boots[-1:] or [str(BOOTS)])
-                continue
-            boot_l1(f"stress-{phase}", count, "tests/l1/stress.py", phase, *values,
-                    devices=["edu"] * 8, limit=STRESS_LIMIT)
+            elif phase == "edk2":
+                host(count, [phase])
+            else:
+                boot_l1(f"stress-{phase}", count, "tests/l1/stress.py", phase, *values,
+                        devices=["edu"] * 8, limit=STRESS_LIMIT)
 
 
 def both(count, _patterns):

@@ -32,6 +32,9 @@ MODES = ("floor", "stock", "deferred")
 # Options of QEMU for the balloon device; they come before any vfio-pci.
 BALLOON = ("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0")
 
+# Options of QEMU for a processor that needs no KVM.
+EMULATED = ("-accel", "tcg,tb-size=512", "-cpu", "qemu64")
+
 # Seconds that L2 may take to its init, and how often that is tried.
 BOOT = 90
 BOOTS = 3
@@ -102,13 +105,14 @@ class Guest:
     stubborn  if L2's kernel does not get as far as its init, reset L2 and try
               again: on an emulated processor it hangs or resets itself at times
               in its first second, in every mode
+    emulated  QEMU emulates the processor, without KVM
     name      of the logs in /results, instead of NN-mode
     """
 
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
                  modules=(), files=None, init=None, initrd=None, cmdline="", args=(),
                  devices=None, balloon=BALLOON, prefix=(), name=None, kernel=True,
-                 stubborn=True):
+                 stubborn=True, emulated=False):
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
         self.mode = mode
@@ -124,7 +128,7 @@ class Guest:
         channels = (("console", self.console), ("shell", self._shell), ("qmp", self.qmp))
         command = [*prefix, "qemu-system-x86_64", "-nodefaults", "-display", "none",
                    "-action", "reboot=reset" if stubborn else "reboot=shutdown",
-                   "-accel", "kvm", "-cpu", "host",
+                   *(EMULATED if emulated else ("-accel", "kvm", "-cpu", "host")),
                    "-M", "q35" + (",memory-backend=ram" if backend else ""),
                    "-m", memory, "-smp", str(cpus),
                    # Where each processor was when it was reset: the only trace of a
@@ -212,7 +216,10 @@ class Guest:
         """Runs a command in L2's shell. Returns (exit status, output)."""
         self.wait_line("L2: ready", timeout)
         token = os.urandom(4).hex()
-        self._shell.send(f"( {command}\n) </dev/null 2>&1; echo \"<{token} $?>\"\n")
+        self._shell.send(f"echo \"<{token}>\"; ( {command}\n) </dev/null 2>&1; "
+                         f"echo \"<{token} $?>\"\n")
+        # OVMF has cleared this screen as well.
+        self._shell.wait_text(rf"<{token}>\n", timeout)
         _, text = self._shell.wait_text(rf"<{token} (\d+)>\n", timeout)
         return int(text.group(1)), text.string[:text.start()]
 

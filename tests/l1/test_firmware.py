@@ -2,8 +2,8 @@
 """Firmware that uses assigned devices (I4): safe whatever it does; and, with the
 knob `firmware`, not held up by memory that it does not use.
 
-SeaBIOS runs here. Of OVMF, which this test bed cannot run in L2, there is what it
-was seen to do with PCI_COMMAND, and in what state it hands devices over."""
+SeaBIOS runs here. Of OVMF, which runs in test_edk2.py, there is what it was seen to do
+with PCI_COMMAND, and in what state it hands devices over."""
 
 import contextlib
 import os
@@ -43,8 +43,8 @@ ENUMERATION = "r 407 r 7 r 4 7 r"
 SMALL = ("-cpu", "host,host-phys-bits-limit=35", "-global", "q35-pcihost.pci-hole64-size=1G")
 
 
-def write_boot_sector():
-    """Puts BOOT_SECTOR on the nvme disk, by L1's own driver; returns its address."""
+def write_disk(data):
+    """Puts data on the nvme disk, by L1's own driver; returns its address."""
     address = host.find_device(host.NVME)
     path = host.DEVICES / address
     driver = path / "driver"
@@ -55,16 +55,36 @@ def write_boot_sector():
     Path("/sys/bus/pci/drivers_probe").write_text(address)
     disk = eventually("the disk is there", lambda: list(Path("/dev").glob("nvme0n1")))[0]
     with open(disk, "r+b", buffering=0) as file:
-        file.write(BOOT_SECTOR)
+        file.write(data)
         os.fsync(file)
     (driver / "unbind").write_text(address)
     return host.bind_to_vfio(host.NVME)
 
 
+def boot_mapped(vm, timeout=bed.BOOT):
+    """Firmware boots from an assigned device, before which everything is mapped."""
+    vm.console.wait(BOOTED, timeout)
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+    equal("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 0)
+    equal("masters", bed.stat(vm.pid, "masters"), 1)
+    vm.quit()
+
+
+def boot_early(vm, timeout=bed.BOOT):
+    """Firmware boots from an assigned device, for which nothing is mapped above 4 GiB."""
+    vm.console.wait(BOOTED, timeout)
+    at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
+    equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
+    equal("masters", bed.stat(vm.pid, "masters"), 0)
+    vm.quit()
+
+
 @group("VMs whose firmware boots from an assigned disk")
 def disk():
     guest.prepare("deferred")
-    address = write_boot_sector()
+    address = write_disk(BOOT_SECTOR)
     with bed.knobs_set(fallback_timeout_ms=86_400_000):
         yield lambda: guest.Guest("deferred", bed.MEMORY, kernel=False, args=SMALL,
                                   devices=[f"{address},bootindex=0"])
@@ -73,32 +93,19 @@ def disk():
 @disk.test("I4", "by default everything is mapped before firmware may drive the disk")
 def strict(new):
     with new() as vm:
-        vm.console.wait(BOOTED, bed.BOOT)
-        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
-        equal("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 0)
-        equal("masters", bed.stat(vm.pid, "masters"), 1)
-        vm.quit()
+        boot_mapped(vm)
 
 
 @disk.test("I4", "with the knob it boots from the disk with nothing mapped above 4 GiB")
 def early(new):
     with bed.knobs_set(firmware=1), new() as vm:
-        vm.console.wait(BOOTED, bed.BOOT)
-        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
-        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
-        equal("masters", bed.stat(vm.pid, "masters"), 0)
-        vm.quit()
+        boot_early(vm)
 
 
 @disk.test("I4", "with low memory deferred, too, that is mapped for firmware, and no more")
 def early_low(new):
     with bed.knobs_set(firmware=1, threshold_mib=0), new() as vm:
-        vm.console.wait(BOOTED, bed.BOOT)
-        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
-        vm.quit()
+        boot_early(vm)
 
 
 @disk.test("I4", "a VM that stays in its firmware is mapped when the time is up")
@@ -116,33 +123,26 @@ def card():
     # Which the card's network serves as a file.
     (guest.RESULTS / "boot").write_bytes(BOOT_SECTOR)
     with bed.knobs_set(fallback_timeout_ms=86_400_000):
-        yield host.find_device(host.E1000E)
+        yield lambda **options: guest.Guest("deferred", bed.MEMORY, **options,
+                                            devices=[host.find_device(host.E1000E)])
 
 
 @card.test("I4", "by default everything is mapped before the ROM may drive the card")
-def card_strict(address):
-    with guest.Guest("deferred", bed.MEMORY, kernel=False, devices=[address]) as vm:
-        vm.console.wait(BOOTED, bed.BOOT)
-        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 1)
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
-        vm.quit()
+def rom_strict(new):
+    with new(kernel=False) as vm:
+        boot_mapped(vm)
 
 
 @card.test("I4", "with the knob it boots from the network with nothing mapped above 4 GiB")
-def card_early(address):
-    with bed.knobs_set(firmware=1), \
-         guest.Guest("deferred", bed.MEMORY, kernel=False, devices=[address]) as vm:
-        vm.console.wait(BOOTED, bed.BOOT)
-        at_least("firmware_passes", bed.stat(vm.pid, "firmware_passes"), 1)
-        equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
-        equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
-        vm.quit()
+def rom_early(new):
+    with bed.knobs_set(firmware=1), new(kernel=False) as vm:
+        boot_early(vm)
 
 
 @card.test("I4", "one that nothing is booted from holds up nobody: nothing is mapped "
                  "above 4 GiB when L2's kernel starts")
-def card_idle(address):
-    with guest.Guest("deferred", bed.MEMORY, devices=[address]) as vm:
+def rom_idle(new):
+    with new() as vm:
         vm.wait_line("Linux version", bed.BOOT)
         equal("gate_trips", bed.stat(vm.pid, "gate_trips"), 0)
         equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), bed.HIGH)
@@ -152,7 +152,7 @@ def card_idle(address):
 @group("a system after firmware that has driven an assigned disk, without a balloon driver")
 def system():
     guest.prepare("deferred")
-    disk_address = write_boot_sector()
+    disk_address = write_disk(BOOT_SECTOR)
     host.bind_to_vfio(host.EDU)
     modules = ["nvme-core", "nvme"]
     files = {f"lib/modules/{path.name.removesuffix('.xz')}": path
