@@ -179,7 +179,7 @@ def main():
     command, *patterns = sys.argv[1:]
     (Path("/usr/lib/modules") / RELEASE).symlink_to(PAYLOAD / "modules/lib/modules" / RELEASE)
     for name, path in ((HOST, "."), ("iommu_walk", "tests/host"), ("fault", "tests/host"),
-                       ("balloon_sim", "tests/guest")):
+                       ("lose_interrupt", "tests/host"), ("balloon_sim", "tests/guest")):
         mount(name, path)
     if command == "suite":
         suite(patterns)

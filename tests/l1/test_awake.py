@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 import host
+from channel import TIME_FACTOR
 from tap import Skip, equal, eventually, group
 
 LOSE = Path("/sys/module/lose_interrupt/parameters/cpu")
 
 # Seconds within which a processor with a timer returns from a sleep of a tenth.
-SOON = 10
+SOON = 10 * TIME_FACTOR
 
 
 @contextlib.contextmanager
