@@ -105,6 +105,7 @@ class Guest:
     stubborn  if L2's kernel does not get as far as its init, reset L2 and try
               again: on an emulated processor it hangs or resets itself at times
               in its first second, in every mode
+    patience  seconds that L2 may take to its init before that
     emulated  QEMU emulates the processor, without KVM
     name      of the logs in /results, instead of NN-mode
     """
@@ -112,7 +113,7 @@ class Guest:
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
                  modules=(), files=None, init=None, initrd=None, cmdline="", args=(),
                  devices=None, balloon=BALLOON, prefix=(), name=None, kernel=True,
-                 stubborn=True, emulated=False):
+                 stubborn=True, patience=BOOT, emulated=False):
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
         self.mode = mode
@@ -120,6 +121,7 @@ class Guest:
         self.times = {}
         self._exit_status = None
         self._booted = not (stubborn and kernel)
+        self._patience = patience
         self._alive = LAST_OF_KERNEL if initrd else "L2: init"
         stem = SOCKETS / f"l2-{self.name}"
         self.console = Channel(f"{stem}.console", log=RESULTS / f"{self.name}.console")
@@ -199,7 +201,7 @@ class Guest:
         self.wait_qmp()
         for left in reversed(range(BOOTS)):
             try:
-                self.console.wait(self._alive, BOOT)
+                self.console.wait(self._alive, self._patience)
                 break
             except TimeoutError:
                 if not left:

@@ -194,7 +194,7 @@ def eight(phase, rng, values):
             if number == 0:
                 with rounds.several(8, "256M", modules=[bed.DRIVER, bed.EDU_DRIVER]) as vms:
                     for vm in vms:
-                        vm.wait_line("L2: ready", BOOT)
+                        vm.wait_line("L2: ready", 8 * BOOT)
                         bed.wait_mapped(vm.pid)
                         tap.equal("commits", bed.stat(vm.pid, "commits"), 1)
                     for vm in vms:
