@@ -33,6 +33,10 @@ STALLED = 20
 # Of a slab cache, so many objects come and go by themselves.
 NOISE = 400
 
+# KASAN has a quarantine for what was freed, which counts as if it was not. Its kernel has
+# kmemleak as well, and debug.py asks that.
+QUARANTINE = Path("/sys/kernel/debug/kmemleak").exists()
+
 # The log's limit for each VM and for each balloon device: ten messages in five
 # seconds, and one that says how many there would have been.
 BURST = 11
@@ -137,7 +141,8 @@ class Attack:
         equal("requests not answered", report["stuck"], 0)
         at_most("bytes locked", self.locked, self.registered)
         at_most("extents", self.extents, 2 * SIZE // GRANULE)
-        expect_no_leak(self.slabs, slabs(), self.cases)
+        if not QUARANTINE:
+            expect_no_leak(self.slabs, slabs(), self.cases)
 
     def expect_quiet_log(self, vms=1):
         """So many attacks had no more logged than the two limits of each let pass."""
