@@ -34,8 +34,6 @@ struct fault {
 	bool (*matches)(const struct pt_regs *regs);
 };
 
-static DEFINE_SPINLOCK(counters);
-
 #define KIND(kind)						\
 	static int kind##_skip, kind##_times, kind##_hits;	\
 	module_param(kind##_skip, int, 0644);			\
@@ -68,6 +66,20 @@ static bool is_called_by_victim(const struct pt_regs *regs)
 	return strstr(name, VICTIM);
 }
 
+/* Counts down, if there is anything left.  Takes no lock: a breakpoint may have
+ * brought it here from anywhere.
+ */
+static bool take(int *counter)
+{
+	int old = READ_ONCE(*counter);
+
+	do {
+		if (old <= 0)
+			return false;
+	} while (!try_cmpxchg(counter, &old, old - 1));
+	return true;
+}
+
 static int fault_inject(struct kprobe *probe, struct pt_regs *regs)
 {
 	struct fault *fault = container_of(probe, struct fault, probe);
@@ -76,18 +88,17 @@ static int fault_inject(struct kprobe *probe, struct pt_regs *regs)
 	    (fault->matches && !fault->matches(regs)) ||
 	    !is_called_by_victim(regs))
 		return 0;
-	guard(spinlock_irqsave)(&counters);
-	if (!*fault->times)
+	if (take(fault->skip) || !take(fault->times))
 		return 0;
-	if (*fault->skip) {
-		(*fault->skip)--;
-		return 0;
-	}
-	(*fault->times)--;
-	(*fault->hits)++;
+	xadd(fault->hits, 1);
 	regs->ax = fault->result;
 	regs->ip = (unsigned long)fault_return;
 	return 1;
+}
+
+/* With one, the probe is not made a jump, which would go on in the function. */
+static void fault_after(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
+{
 }
 
 static bool is_map(const struct pt_regs *regs)
@@ -98,7 +109,8 @@ static bool is_map(const struct pt_regs *regs)
 #define FAULT(kind, symbol, error)					\
 	{								\
 		.probe = { .symbol_name = symbol,			\
-			   .pre_handler = fault_inject },		\
+			   .pre_handler = fault_inject,			\
+			   .post_handler = fault_after },		\
 		.result = error, .skip = &kind##_skip,			\
 		.times = &kind##_times, .hits = &kind##_hits,		\
 	}
