@@ -7,8 +7,9 @@ defers what they map (I7). Prints TAP; the programs and modules must have been b
     selftests.py           those that need no more than edu: one boot of L1
     selftests.py --driver  those too that make an igb work: a boot for each mode
 
-In the latter L1's second processor stops getting timer interrupts at times, with
-type1 alone as well: such a boot is cut off, said, and made again.
+In the latter L1's second processor loses its timer's interrupt at times, with type1
+alone as well. scripts/l1/awake.py frees it; a boot that stands still nevertheless is cut
+off, said, and made again.
 """
 
 import json

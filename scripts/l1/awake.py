@@ -27,8 +27,8 @@ EOI = 0xB0
 IN_SERVICE = 0x100
 WORDS = 8
 
-# Milliseconds between two looks.
-PAUSE = 1000
+# Seconds between two looks.
+PAUSE = 1
 
 
 def in_service(registers):
@@ -44,7 +44,7 @@ def watch(cpu, mine, others):
     with open("/dev/mem", "r+b", buffering=0) as memory, open("/dev/kmsg", "w") as log:
         registers = memoryview(mmap.mmap(memory.fileno(), 4096, offset=APIC)).cast("I")
         while True:
-            if select.select([mine], [], [], PAUSE / 1000)[0]:
+            if select.select([mine], [], [], PAUSE)[0]:
                 os.read(mine, 4096)
             else:
                 os.write(others, b"\0")
