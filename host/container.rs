@@ -4,7 +4,9 @@
 //!
 //! Lock order: `Container::ops` → `VMS` → `Vm::state`; `ops` → type1's own. `ops` puts
 //! maps, unmaps, group changes and the opening of devices of one container in a
-//! row; the mapping threads do not take it.
+//! row; the mapping threads do not take it. Nor does what the driver of an emulated
+//! device calls ([`Container::settle`]): it may hold a lock that it takes as well when
+//! type1 tells it of an unmap, and then `ops` is held. `vm` is a leaf.
 
 use kernel::{
     ffi::{
@@ -69,6 +71,9 @@ pub(crate) struct Container {
     v2: bool,
     #[pin]
     ops: Mutex<Ops>,
+    /// `Ops::vm`, for those who must not wait for `ops`; changed under it.
+    #[pin]
+    vm: Mutex<Option<Arc<Vm>>>,
 }
 
 impl Container {
@@ -85,6 +90,7 @@ impl Container {
                     ungated: false,
                     masters: 0,
                 }),
+                vm <- new_mutex!(None),
             }? Error),
             GFP_KERNEL,
         )
@@ -99,7 +105,11 @@ impl Container {
     ///
     /// Context: any process context, `current->mm` may be NULL; may sleep.
     pub(crate) fn close(&self) {
-        let vm = self.ops.lock().vm.take();
+        let vm = {
+            let mut ops = self.ops.lock();
+            self.vm.lock().take();
+            ops.vm.take()
+        };
         if let Some(vm) = vm {
             vm.leave(self.iommu.id());
         }
@@ -151,6 +161,7 @@ impl Container {
             pr_warn!("{vm}: RAM was mapped before the balloon was there, so nothing is deferred: put its device before any vfio-pci\n");
         }
         ops.vm = Some(vm.clone());
+        *self.vm.lock() = Some(vm.clone());
         Ok(Some(vm))
     }
 
@@ -349,9 +360,12 @@ impl Container {
     }
 
     /// Maps all of `range` that was deferred, before type1 is asked about it.
+    ///
+    /// Context: the driver of an emulated device, with whatever locks it has. Since its
+    /// group was attached there is nothing left to map, so that this does not sleep for it.
     pub(crate) fn settle(&self, range: Range) -> Result {
-        let vm = self.ops.lock().vm.clone();
-        vm.map_or(Ok(()), |vm| vm.settle(range))
+        let vm = self.vm.lock().clone();
+        vm.map_or(Ok(()), |vm| vm.settle_in(self.iommu.id(), range))
     }
 
     /// A group joins by `attach`; `gateable`: all its devices are PCI devices. It leaves

@@ -236,6 +236,18 @@ impl Vm {
         self.wait_mapped(Want::All, range, |_| ())
     }
 
+    /// As [`Vm::settle`], if that is not so in the container yet.
+    pub(crate) fn settle_in(&self, id: ContainerId, range: Range) -> Result {
+        let done = match self.state.lock().slot(id) {
+            Some(slot) => slot.table.status(Want::All, range) == Status::Done,
+            None => true,
+        };
+        if done {
+            return Ok(());
+        }
+        self.settle(range)
+    }
+
     /// Lets the container's pieces be taken again, after [`Vm::pause`].
     pub(crate) fn resume(&self, id: ContainerId) {
         let mut state = self.state.lock();
