@@ -34,7 +34,8 @@ use crate::{
     container::Container,
     logic::command::{
         Command,
-        Need, //
+        Need,
+        MASTER, //
     },
     pci::PciDevice,
     user,
@@ -48,6 +49,9 @@ struct State {
     command: Command,
     /// A write of the register is going on.
     claimed: bool,
+    /// The bit was taken away while the device slept: what it has when it is awake again is to
+    /// be looked at.
+    asleep: bool,
 }
 
 /// An open device.
@@ -82,6 +86,7 @@ impl Device {
                 state <- new_mutex!(State {
                     command: Command::new(),
                     claimed: false,
+                    asleep: false,
                 }),
                 unclaimed <- new_wait_queue!("vfio_iommu_deferred: gate"),
             }),
@@ -99,6 +104,15 @@ impl Device {
             (!core::mem::replace(&mut state.claimed, true)).then_some(())
         })?;
         Ok(Claim(self))
+    }
+
+    /// As [`Device::claim`], whatever signal comes. A write ends soon, or when the mapping that
+    /// it waits for does.
+    fn claim_in_any_case(&self) -> Claim<'_> {
+        self.unclaimed.wait_uninterruptible(&self.state, |state| {
+            (!core::mem::replace(&mut state.claimed, true)).then_some(())
+        });
+        Claim(self)
     }
 
     /// Makes a write whose byte for the register is at the user address `byte`.
@@ -163,17 +177,49 @@ impl Device {
         self.stop(Command::withdraw_early);
     }
 
+    /// Waits for a write of the register that goes on: it may have been let through already.
     fn stop(&self, withdraw: fn(&mut Command) -> Option<Need>) {
+        let claim = self.claim_in_any_case();
         let left = {
             let mut state = self.state.lock();
             let left = withdraw(&mut state.command);
-            if left.is_some() {
-                // Should a write of the bit be on its way, it clears it itself.
-                self.pci.clear_master();
-            }
+            state.asleep |= left.is_some() && !self.pci.is_awake();
             left
         };
+        if left.is_some() {
+            self.clear();
+        }
+        drop(claim);
         self.leave(left);
+    }
+
+    /// Takes the bit away, for good unless the device sleeps.
+    fn clear(&self) {
+        self.pci.clear_master();
+        // Should a reset have been going on, this waits until it has put back what was there.
+        if self.pci.command() & u16::from(MASTER) != 0 {
+            self.pci.clear_master();
+        }
+    }
+
+    /// Some other part of config space was written, by which the device may have been woken.
+    pub(super) fn config_written(&self) {
+        if !self.state.lock().asleep {
+            return;
+        }
+        let claim = self.claim_in_any_case();
+        let closed = {
+            let mut state = self.state.lock();
+            if !self.pci.is_awake() {
+                return;
+            }
+            state.asleep = false;
+            !state.command.masters()
+        };
+        if closed {
+            self.clear();
+        }
+        drop(claim);
     }
 
     fn leave(&self, need: Option<Need>) {

@@ -344,10 +344,15 @@ fn device(vdev: *mut bindings::vfio_device) -> Option<Arc<Device>> {
     Some(gate.device.clone())
 }
 
+/// Whether the file offset is one in config space.
+fn is_config(offset: u64) -> bool {
+    offset >> REGION_SHIFT == u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX)
+}
+
 /// Which byte of an access of `count` bytes at `offset` is the low one of
 /// `PCI_COMMAND`, if any.
 fn command_byte(offset: u64, count: usize) -> Option<usize> {
-    if offset >> REGION_SHIFT != u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX) {
+    if !is_config(offset) {
         return None;
     }
     let start = offset & ((1 << REGION_SHIFT) - 1);
@@ -397,7 +402,13 @@ extern "C" fn write(
     // SAFETY: The core's own call, handed on.
     let forward = || unsafe { original(vdev, buffer, count, position) };
     let Some(index) = command_byte(offset, count) else {
-        return forward();
+        let written = forward();
+        if is_config(offset) {
+            if let Some(device) = device(vdev) {
+                device.config_written();
+            }
+        }
+        return written;
     };
     let address = (buffer as usize).wrapping_add(index);
     device(vdev)

@@ -144,21 +144,26 @@ impl Vm {
         self.changed.notify();
         if masters > 0 && KNOBS.gate() {
             if let Err(e) = self.wait_mapped(Want::Outside, Range::ALL, |_| ()) {
-                if e != EINTR && e != ESRCH {
-                    if self.warnings.allows() {
-                        pr_err!("{self}: memory could not be mapped ({e:?}): its devices stop\n");
-                    }
-                    gate::silence(self);
+                // Whoever resets may be killed, and the VM live on in another process.
+                let dying = e == EINTR || e == ESRCH;
+                if !dying && self.warnings.allows() {
+                    pr_err!("{self}: memory could not be mapped ({e:?}): its devices stop\n");
                 }
+                gate::silence(self);
             }
         }
     }
 
     /// How large a balloon to ask the guest for, in bytes.
+    ///
+    /// 0 only if all is mapped: for a balloon of nothing, no driver has to commit.
     pub(crate) fn balloon_target(&self) -> u64 {
         let unmapped = self.state.lock().most(super::Slot::unmapped);
+        if unmapped == 0 {
+            return 0;
+        }
         let target = unmapped.saturating_sub(KNOBS.reserve());
-        target - target % GRANULE
+        (target - target % GRANULE).max(GRANULE)
     }
 
     /// Where the first byte that is not mapped is; 0 if there is none.

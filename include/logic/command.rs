@@ -162,6 +162,11 @@ impl Command {
         }
     }
 
+    /// Whether the device may master the bus, for whatever was mapped.
+    pub(crate) fn masters(&self) -> bool {
+        self.master != Master::Off
+    }
+
     /// As [`Command::withdraw`], if the device was let through for memory below 4 GiB only.
     pub(crate) fn withdraw_early(&mut self) -> Option<Need> {
         match self.master {
