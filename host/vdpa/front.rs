@@ -46,7 +46,8 @@ pub(crate) struct Front {
     warnings: Ratelimit,
     #[pin]
     registers: SpinLock<Registers>,
-    /// Held while they are called, so that none is called once it was replaced.
+    /// Held while they are called, so that none is called once it was replaced. (vhost lets go
+    /// of a queue's old eventfd a moment before it has us replace the callback: `Known limits`.)
     #[pin]
     callbacks: SpinLock<Callbacks>,
 }

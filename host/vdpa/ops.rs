@@ -287,10 +287,17 @@ impl<B: Backend> Ops<B> {
     extern "C" fn reset(vdpa: *mut vdpa_device) -> c_int {
         let reset = |inner: &Inner<B>| {
             inner.front.reset();
-            inner.backend.quiesce();
-            inner.opened()?;
+            // The first call of an open. While the module goes there is no reference to be had,
+            // and `bind_mm` refuses; this must not fail, since vhost-vdpa would then forget that
+            // its removal waits for the last close.
+            let _ = inner.opened();
+            let rest = || {
+                // The thread may be in a page fault that the VMM's own memory takes long for.
+                inner.backend.quiesce();
+                inner.backend.reset()
+            };
             // SAFETY: The core calls with the lock held, see the top of this file.
-            unsafe { without_cf_lock(vdpa, || inner.backend.reset()) }
+            unsafe { without_cf_lock(vdpa, rest) }
         };
         // SAFETY: Our device.
         unsafe { with(vdpa, |inner| errno(reset(inner))) }
@@ -376,6 +383,7 @@ impl<B: Backend> Ops<B> {
     /// Called in the owner's ioctl: `mm` is `current->mm`.
     extern "C" fn bind_mm(vdpa: *mut vdpa_device, _mm: *mut bindings::mm_struct) -> c_int {
         let bind = |inner: &Inner<B>| {
+            inner.opened()?;
             inner.backend.bind()?;
             inner.front.registers().bind();
             Ok(())

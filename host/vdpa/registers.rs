@@ -299,12 +299,16 @@ impl Registers {
         self.epoch == snapshot.epoch
     }
 
-    /// The chains of a queue up to `next` were answered.
+    /// The chains of a queue up to `next` were answered, before the thread was quiescent.
+    ///
+    /// Also if `snapshot` holds no longer: what a queue that was stopped meanwhile has
+    /// answered must not be answered again when it goes on.  A reset takes its size away.
     pub(super) fn advance(&mut self, index: usize, next: u16, snapshot: &Snapshot) {
-        if self.is_current(snapshot) {
-            if let Some(queue) = self.queues.get_mut(index) {
-                queue.next = next;
-            }
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        if (queue.size, queue.next) == (snapshot.queue.size, snapshot.queue.next) {
+            queue.next = next;
         }
     }
 }

@@ -56,6 +56,7 @@ static void test_slow_access(int uffd, int desc, __u64 addr)
 	poll(NULL, 0, SILENCE_MS);
 	ok(waitpid(pid, NULL, WNOHANG) == 0, "a reset waits for a slow %s",
 	   names[desc]);
+	ok(shows_config(), "and nobody else waits for it");
 	need(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero), "UFFDIO_ZEROPAGE");
 	waitpid(pid, &state, 0);
 	poll(NULL, 0, SILENCE_MS);

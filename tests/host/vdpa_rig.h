@@ -92,5 +92,6 @@ void test_reset_race(void);
 
 /* vdpa_stalls.c */
 void test_stalls(void);
+bool shows_config(void);
 
 #endif
