@@ -75,6 +75,11 @@ impl State {
         self.wake_workers();
     }
 
+    /// Background work rests for a while.
+    pub(super) fn rest(&mut self) {
+        self.rest_until = now().saturating_add(REST_MS.saturating_mul(NSEC_PER_MSEC));
+    }
+
     /// Makes every mapping thread look for work.
     pub(super) fn wake_workers(&self) {
         for worker in &self.workers {
@@ -92,10 +97,13 @@ pub(crate) struct Worker {
     base: i64,
     /// How much nicer than that it is now.
     nice: Atomic<u64>,
+    /// When it looked for work last, by [`now`].
+    looked: Atomic<i64>,
 }
 
 impl Work for Worker {
     fn run(&self) -> bool {
+        self.looked.store(now(), Relaxed);
         let Some(job) = self.vm.next_job(self.least) else {
             return false;
         };
@@ -108,7 +116,7 @@ impl Work for Worker {
     }
 
     fn patience(&self) -> Option<Jiffies> {
-        self.vm.until_deadline()
+        self.vm.until_deadline(self.looked.load(Relaxed))
     }
 
     fn killed(&self) {
@@ -179,6 +187,7 @@ impl Vm {
                 least,
                 base,
                 nice: Atomic::new(0),
+                looked: Atomic::new(0),
             },
             GFP_KERNEL,
         )?;
@@ -224,10 +233,11 @@ impl Vm {
         job
     }
 
-    /// How long a thread that has nothing to do may sleep.
-    fn until_deadline(&self) -> Option<Jiffies> {
+    /// How long a thread may sleep that has found nothing to do at `looked`.
+    fn until_deadline(&self, looked: i64) -> Option<Jiffies> {
         let state = self.state.lock();
-        let rest = Some(state.rest_until).filter(|at| state.premap && *at > now());
+        // A rest that has ended since is one that it has not looked after.
+        let rest = Some(state.rest_until).filter(|at| state.premap && *at > looked);
         let at = match (state.deadline, rest) {
             (Some(a), Some(b)) => a.min(b),
             (a, b) => a.or(b)?,
@@ -281,8 +291,7 @@ impl Vm {
         drop(iommu);
         let failed = result.is_err_and(|e| e != EINTR);
         if failed && urgency == Urgency::Background {
-            let until = now().saturating_add(REST_MS.saturating_mul(NSEC_PER_MSEC));
-            self.state.lock().rest_until = until;
+            self.state.lock().rest();
         }
         self.give_back(id, chunk, result);
     }

@@ -16,7 +16,8 @@
 //!
 //! `Container::ops` → `VMS` → `Vm::state`, and `Container::ops` → type1's own locks.
 //! The mapping threads call type1 with none of ours held. `Vm::state` is never held
-//! while type1 is called, a thread stopped or a directory removed.
+//! while type1 is called, a thread stopped or a directory removed; `VMS` is while a VM's
+//! directory is removed, whose readers take `Vm::state`.
 
 mod guest;
 mod mapper;
@@ -370,11 +371,10 @@ impl Vm {
     }
 
     fn register(vms: &mut Registry, vm: &Arc<Self>) -> Result {
-        // The program that the process was before an `exec()`, whose descriptors it has
+        // The programs that the process was before an `exec()`, whose descriptors it has
         // kept: the name is for what it is now. Readers do not take this lock.
-        let mut before = vms.entries.iter_mut();
-        if let Some(entry) = before.find(|entry| entry.vm.pid == vm.pid) {
-            drop(entry.directory.take());
+        for entry in vms.entries.iter_mut().filter(|e| e.vm.pid == vm.pid) {
+            entry.directory = None;
         }
         // A VM without a directory is better than none.
         let directory = Self::directory(vm, vms.directory.as_deref())
@@ -455,22 +455,27 @@ impl Vm {
 
     /// Takes the VM down when neither a balloon nor a container is left.
     pub(crate) fn drop_if_unused(&self) {
-        let (entry, workers) = {
+        let (vm, workers) = {
             let mut vms = VMS.lock();
-            let mut state = self.state.lock();
-            if state.in_use() {
-                return;
-            }
-            state.dead = true;
-            let workers = core::mem::take(&mut state.workers);
+            let workers = {
+                let mut state = self.state.lock();
+                if state.in_use() {
+                    return;
+                }
+                state.dead = true;
+                core::mem::take(&mut state.workers)
+            };
             let index = vms.entries.iter();
             let index = index.map(|e| &*e.vm).position(|vm| core::ptr::eq(vm, self));
-            (index.and_then(|i| vms.entries.remove(i).ok()), workers)
+            let entry = index.and_then(|i| vms.entries.remove(i).ok());
+            // Before the process can become a VM again, whose directory has the same name.
+            // Waits for readers, who take no more than `state`.
+            (entry.map(|Entry { vm, directory: _ }| vm), workers)
         };
         self.changed.notify();
-        // Both wait, so no lock is held: for the threads, and for readers of the
-        // directory. The caller may be such a thread, past its last `run`.
+        // Waits for the threads, so no lock is held. The caller may be such a thread, past
+        // its last `run`.
         drop(workers);
-        drop(entry);
+        drop(vm);
     }
 }

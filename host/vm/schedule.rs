@@ -162,13 +162,14 @@ impl State {
             }
         }
         let premap = self.premap && least == Urgency::Background;
-        match premap && self.rest_until <= now() {
-            true => self
-                .take_from(Want::All, Range::ALL, Urgency::Background)
-                .ok()
-                .flatten(),
-            false => None,
+        if !premap || self.rest_until > now() {
+            return None;
         }
+        self.take_from(Want::All, Range::ALL, Urgency::Background)
+            .unwrap_or_else(|NoMemory| {
+                self.rest();
+                None
+            })
     }
 
     fn take_from(

@@ -151,8 +151,12 @@ impl<T: 'static> File<T> {
         attr.attr.mode = attribute.mode;
         #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
         {
-            // What sysfs_attr_init() does: the attribute is on the heap, its class is not.
-            attr.attr.key = kernel::sync::static_lock_class!().as_ptr();
+            // What sysfs_attr_init() does: the attribute is on the heap, its class is not. Only
+            // the address counts, of as many bytes as there are subclasses, so each row of a
+            // static table is a class of its own.
+            const _: () =
+                assert!(size_of::<Attribute<()>>() >= size_of::<bindings::lock_class_key>());
+            attr.attr.key = core::ptr::from_ref(attribute).cast_mut().cast();
         }
         if attribute.show.is_some() {
             attr.__bindgen_anon_1.show = Some(Self::show);
