@@ -158,7 +158,11 @@ impl Balloon {
 
         let begin = Instant::<Monotonic>::now();
         self.stats.enter(Phase::Committing);
-        done(self.send(transport, Kind::Commit, &[])?)?;
+        // A host that wants nothing has nothing left to map. It may not even reach the queues: in
+        // a VM without assigned devices it knows of no memory.
+        if transport.target() > 0 {
+            done(self.send(transport, Kind::Commit, &[])?)?;
+        }
         let commit_us = micros_since(begin);
 
         self.stats.inflate_us.set(inflate_us);
@@ -223,7 +227,14 @@ impl Balloon {
             self.stats.urgent_requests.add(1);
         }
         self.stats.enter(Phase::Deflating);
-        let reply = self.send(transport, Kind::Deflate { urgent }, &state.batch)?;
+        let reply = match self.send(transport, Kind::Deflate { urgent }, &state.batch) {
+            // Nothing was sent: there was no room to map the buffers for DMA (swiotlb).
+            Err(ENOMEM) => Reply {
+                status: Status::NoMap,
+                done: 0,
+            },
+            other => other?,
+        };
         let before = state.blocks.bytes();
         for range in state.batch.iter().take(reply.done as usize) {
             state.blocks.release(*range)?;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Inline functions and macros of the kernel's headers that Rust cannot call. */
 
+#include <linux/cred.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/nodemask.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/virtio.h>
 #include <linux/virtio_balloon_deferred.h>
 #include <linux/virtio_config.h>
@@ -73,6 +75,23 @@ int rust_helper_next_memory_node(int node)
 void rust_helper_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* Whether any user but root has a process. */
+bool rust_helper_users_but_root(void)
+{
+	const struct task_struct *process, *thread;
+	bool found = false;
+
+	rcu_read_lock();
+	for_each_process_thread(process, thread) {
+		if (!uid_eq(task_uid(thread), GLOBAL_ROOT_UID)) {
+			found = true;
+			break;
+		}
+	}
+	rcu_read_unlock();
+	return found;
 }
 
 phys_addr_t rust_helper_page_to_phys(struct page *page)

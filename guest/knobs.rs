@@ -11,6 +11,7 @@ use crate::{
         Parent,
         Writer, //
     },
+    logic::protocol::GRANULE,
     order, //
 };
 use core::ops::RangeInclusive;
@@ -87,9 +88,9 @@ pub(crate) fn reserve() -> u64 {
     RESERVE.get() << 20
 }
 
-/// How much is deflated at a time, in bytes.
+/// How much is deflated at a time, in bytes: whole granules, at least one.
 pub(crate) fn step() -> u64 {
-    STEP.get() << 20
+    GRANULE.down(STEP.get() << 20)
 }
 
 /// Whether the kernel's zeroing of memory that it allocates pauses while a balloon is inflated.

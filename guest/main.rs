@@ -80,12 +80,17 @@ impl kernel::Module for Module {
             module_parameters::skip_zeroing.value(),
             module_parameters::bind_wait_ms.value(),
         )?;
+        // SAFETY: This is the module's initialisation, and nothing has used it yet.
+        unsafe { pages::init() };
         let knobs = knobs::directory()?;
         // From before the notifier until all devices that are there have been probed.
-        let _coming = order::Coming::new();
+        let coming = order::Coming::new();
         let notifier = KBox::try_pin_init(order::Notifier::new(), GFP_KERNEL)?;
+        let registration = KBox::try_pin_init(virtio::Registration::new(module), GFP_KERNEL);
+        // Also before the notifier goes, should it: that waits for those who wait for this.
+        drop(coming);
         Ok(Self {
-            _registration: KBox::try_pin_init(virtio::Registration::new(module), GFP_KERNEL)?,
+            _registration: registration?,
             _notifier: notifier,
             _knobs: knobs,
         })

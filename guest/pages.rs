@@ -4,7 +4,7 @@
 //!
 //! Nobody may touch a page in here: the host has not backed it yet, and would have to.
 //!
-//! No locks are taken here, apart from those of the page allocator.
+//! Lock order: `PAUSE`, one for all balloons, then those of the page allocator.
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h),
 //! [`include/linux/mm.h`](srctree/include/linux/mm.h)
@@ -22,7 +22,11 @@ use crate::{
 };
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::{
+        global_lock,
+        GlobalGuard, //
+    }, //
 };
 
 /// The allocation order of a block: [`GRANULE`] bytes.
@@ -42,33 +46,57 @@ const GFP: bindings::gfp_t = 1 << bindings::___GFP_THISNODE_BIT
 /// Blocks to take or give between two chances for others to run.
 const BATCH: u32 = 64;
 
+global_lock! {
+    // SAFETY: Initialised in `init`, before any balloon is filled.
+    unsafe(uninit) static PAUSE: Mutex<()> = ();
+}
+
+/// Makes this file usable.
+///
+/// # Safety
+///
+/// Called once, at module initialisation, before any other function here.
+pub(crate) unsafe fn init() {
+    // SAFETY: As this function's.
+    unsafe { PAUSE.init() };
+}
+
 /// While this lives, the page allocator does not zero what it hands out (`init_on_alloc`).
 ///
 /// Zeroing a block would make the host back and zero it first, which is all that the balloon is
 /// there to avoid. This holds for the whole kernel, so it must not take long: other users of the
-/// allocator get what others have left behind meanwhile. Those who cannot have that forbid it
-/// (`skip_zeroing`).
+/// allocator who do not ask for zeroes get what others have left behind meanwhile. Those who cannot
+/// have that forbid it (`skip_zeroing`).
 ///
-/// There is nothing to pause about `init_on_free` and `page_poison`: with these the kernel has
+/// Large pages of processes are among them: the kernel zeroes these itself if the allocator has
+/// not, but it asks for that a moment later (`user_alloc_needs_zeroing()`), and zeroing may have
+/// resumed in between. No other user's memory may be seen that way, so this is for the time before
+/// there are any: with a process of anybody but root nothing is paused.
+///
+/// There is nothing to gain with `init_on_free` and `page_poison`: with these the kernel has
 /// written all of its memory at boot, so that the host has backed it by now.
-///
-/// No lock: the one who disabled it enables it, and if two overlap, the worst is that the first to
-/// finish makes the other one slow.
-struct ZeroingPaused(bool);
+struct ZeroingPaused {
+    /// One balloon at a time: who disables it is who enables it.
+    _guard: GlobalGuard<PAUSE>,
+}
 
 impl ZeroingPaused {
-    /// May sleep.
-    fn new() -> Self {
-        // SAFETY: The key lives as long as the kernel, and is not read-only after boot: mm/mm_init.c
-        // defines it with DEFINE_STATIC_KEY_MAYBE().
-        unsafe {
-            let key = Self::key();
-            let zeroing = bindings::static_key_count(key) > 0;
-            if zeroing {
-                bindings::static_key_disable(key);
-            }
-            Self(zeroing)
+    /// `None`: nothing is zeroed, or it must be. May sleep.
+    fn new() -> Option<Self> {
+        let guard = PAUSE.lock();
+        // SAFETY: The key lives as long as the kernel.
+        if unsafe { bindings::static_key_count(Self::key()) } <= 0 {
+            return None;
         }
+        // SAFETY: Has no preconditions.
+        if unsafe { bindings::users_but_root() } {
+            pr_info!("not only root has processes: what is taken is zeroed, which takes longer\n");
+            return None;
+        }
+        // SAFETY: As above, and the key is not read-only after boot: mm/mm_init.c defines it with
+        // DEFINE_STATIC_KEY_MAYBE(). By the lock it is enabled still, as far as we are concerned.
+        unsafe { bindings::static_key_disable(Self::key()) };
+        Some(Self { _guard: guard })
     }
 
     fn key() -> *mut bindings::static_key {
@@ -79,10 +107,8 @@ impl ZeroingPaused {
 
 impl Drop for ZeroingPaused {
     fn drop(&mut self) {
-        if self.0 {
-            // SAFETY: As in `new`.
-            unsafe { bindings::static_key_enable(Self::key()) }
-        }
+        // SAFETY: As in `new`.
+        unsafe { bindings::static_key_enable(Self::key()) }
     }
 }
 
@@ -183,16 +209,13 @@ impl Blocks {
     ///
     /// With `skip_zeroing` the allocator does not zero what it hands out meanwhile, to anybody.
     pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64, skip_zeroing: bool) {
-        // SAFETY: Has no preconditions.
-        let available = unsafe { bindings::si_mem_available() };
-        // Negative when the watermarks are not met.
-        let available = u64::try_from(available).unwrap_or(0);
-        let available = available.saturating_mul(PAGE_SIZE as u64);
-        let mut spare = available.saturating_sub(reserve);
         // Kept until the end, so as not to get them again.
         let mut rejected = KVec::new();
-        let _paused = skip_zeroing.then(ZeroingPaused::new);
+        let _paused = skip_zeroing.then(ZeroingPaused::new).flatten();
         loop {
+            // Anew each time: others allocate as well.
+            let unused = (rejected.len() as u64).saturating_mul(GRANULE.bytes());
+            let mut spare = available().saturating_add(unused).saturating_sub(reserve);
             let before = spare;
             for node in nodes() {
                 for _ in 0..BATCH {
@@ -276,6 +299,15 @@ unsafe fn free(range: Range) {
             relax();
         }
     }
+}
+
+/// What can be allocated without swapping, in bytes.
+fn available() -> u64 {
+    // SAFETY: Has no preconditions.
+    let pages = unsafe { bindings::si_mem_available() };
+    // Negative when the watermarks are not met.
+    let pages = u64::try_from(pages).unwrap_or(0);
+    pages.saturating_mul(PAGE_SIZE as u64)
 }
 
 /// The nodes that have memory.

@@ -213,6 +213,9 @@ impl<T: Driver> Registration<T> {
         // `stop` the device is reset and has no queues, so no callback can follow.
         unsafe {
             Self::data(vdev).stop();
+            // `stop` has found nothing to reset if a resume has failed, after which the core says
+            // so in the status; and it warns if that is not clear when we are gone.
+            bindings::virtio_reset_device(vdev);
             Self::forget(vdev);
         }
     }

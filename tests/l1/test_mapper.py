@@ -293,9 +293,9 @@ def early():
         yield vm
 
 
-@early.test("I1", "the guest commits, although some of it was mapped before")
+@early.test("I1", "the guest commits, although some of it was mapped before, unless all was")
 def commits(vm):
-    equal("commits", bed.stat(vm.pid, "commits"), 1)
+    equal("commits", bed.stat(vm.pid, "commits"), int(bed.driver(vm, "messages_sent") > 0))
     equal("deferred_bytes", bed.stat(vm.pid, "deferred_bytes"), bed.HIGH)
 
 

@@ -80,6 +80,17 @@ def no_device(_):
         vm.quit()
 
 
+@bystanders.test("I5", "our driver waits in neither of them for a host that has nothing to map")
+def nothing_to_map(_):
+    for mode in ("stock", "floor"):
+        # Its queues are above 4 GiB, where the host knows of no memory.
+        with guest.Guest(mode, bed.MEMORY, args=guest.BALLOON, modules=[bed.DRIVER]) as vm:
+            vm.wait_line("L2: ready", bed.BOOT)
+            equal("state", bed.driver(vm, "state"), "empty")
+            equal("messages", bed.driver(vm, "messages_sent"), 0)
+            vm.quit()
+
+
 NOT_NUMBERS = ("", "x", "1 2", "0x", "1e3", "1" * 40)
 NOT_BOOLEANS = ("", "x", "2", "-1", "maybe")
 
