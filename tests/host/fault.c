@@ -10,7 +10,8 @@
  *   KIND_skip   but first so many succeed; counts down
  *   KIND_hits   read-only: calls that were made to fail
  *
- *   alloc       allocations of memory by Rust code
+ *   alloc       allocations of memory by Rust code; it frees by the same function, with
+ *               a size of 0, which never fails
  *   task        vhost_task_create()
  *   mmap        vm_mmap(), with which type1 is handed its arguments
  *   map         type1's VFIO_IOMMU_MAP_DMA
@@ -101,26 +102,33 @@ static void fault_after(struct kprobe *probe, struct pt_regs *regs, unsigned lon
 {
 }
 
+/* krealloc_node_align(objp, new_size, ...) */
+static bool is_allocation(const struct pt_regs *regs)
+{
+	return regs->si;
+}
+
 static bool is_map(const struct pt_regs *regs)
 {
 	return (unsigned int)regs->si == VFIO_IOMMU_MAP_DMA;
 }
 
-#define FAULT(kind, symbol, error)					\
+#define FAULT(kind, symbol, error, which)				\
 	{								\
 		.probe = { .symbol_name = symbol,			\
 			   .pre_handler = fault_inject,			\
 			   .post_handler = fault_after },		\
 		.result = error, .skip = &kind##_skip,			\
 		.times = &kind##_times, .hits = &kind##_hits,		\
+		.matches = which,					\
 	}
 
 static struct fault faults[] = {
-	FAULT(alloc, "rust_helper_krealloc_node_align", 0),
-	FAULT(alloc, "rust_helper_kvrealloc_node_align", 0),
-	FAULT(task, "vhost_task_create", -ENOMEM),
-	FAULT(mmap, "vm_mmap", -ENOMEM),
-	FAULT(map, "vfio_iommu_type1_ioctl", -ENOMEM),
+	FAULT(alloc, "rust_helper_krealloc_node_align", 0, is_allocation),
+	FAULT(alloc, "rust_helper_kvrealloc_node_align", 0, is_allocation),
+	FAULT(task, "vhost_task_create", -ENOMEM, NULL),
+	FAULT(mmap, "vm_mmap", -ENOMEM, NULL),
+	FAULT(map, "vfio_iommu_type1_ioctl", -ENOMEM, is_map),
 };
 
 static int __init fault_init(void)
@@ -130,7 +138,6 @@ static int __init fault_init(void)
 
 	for (i = 0; i < ARRAY_SIZE(faults); i++)
 		probes[i] = &faults[i].probe;
-	faults[ARRAY_SIZE(faults) - 1].matches = is_map;
 	return register_kprobes(probes, ARRAY_SIZE(probes));
 }
 module_init(fault_init);

@@ -15,6 +15,7 @@ import host
 import neighbours
 import vfio
 from edu import Edu
+from channel import TIME_FACTOR
 from tap import Skip, at_least, at_most, equal, group, matches
 
 SEED = 1
@@ -92,9 +93,10 @@ def survives(run):
     report = hostile.wait([run.attack], 350)[0]
     lines = run.attack.expect_quiet_log()
     print(f"# {report}, {lines} lines logged", flush=True)
-    # Or the limit was not put to the test.
-    matches("L1's log", "\n".join(bed.LOG.update()[run.attack.logged:]),
-            f"{host.MODULE}: [0-9]+ callbacks suppressed")
+    # Or the limit was not put to the test, for which a debug kernel is too slow.
+    if TIME_FACTOR <= 1:
+        matches("L1's log", "\n".join(bed.LOG.update()[run.attack.logged:]),
+                f"{host.MODULE}: [0-9]+ callbacks suppressed")
     run.attack.expect_survived(report)
     for name in ("answers", "invalid", "resets"):
         at_least(name, report[name], CASES // 20)

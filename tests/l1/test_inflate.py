@@ -11,6 +11,7 @@ import bed
 import guest
 import host
 from edu import Edu
+from channel import TIME_FACTOR
 from tap import at_least, at_most, equal, eventually, group
 
 # A guest of whose memory 4800 MiB fit into a balloon above 4 GiB. L1 need not have as
@@ -113,7 +114,7 @@ def fast(vm):
         if left:
             vm.check(f"rmmod {bed.DRIVER_NAME} && insmod /ours.ko")
     print(f"# s for {INFLATED} MiB:", *(f"{INFLATED * taken:.3f}" for taken in _ours), flush=True)
-    at_most("seconds", INFLATED * min(_ours), SECONDS)
+    at_most("seconds", INFLATED * min(_ours), SECONDS * TIME_FACTOR)
 
 
 @group("the balloon device that QEMU has of its own")

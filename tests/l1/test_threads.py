@@ -16,6 +16,7 @@ import host
 import vfio
 from balloon import DEFLATE, DEFLATE_QUEUE, NOMAP, OK, RINGS, RINGS_SIZE, Balloon
 from memory import HUGE, memfd, limited_cgroup, open_container, shared_kib, wait_all
+from channel import TIME_FACTOR
 from tap import at_least, at_most, equal, eventually, group
 from test_type1 import BALLOON, stat
 
@@ -155,7 +156,7 @@ def goes_on(_):
             equal("unmap", c.unmap(16 << 30, HUGE), (0, HUGE))
             wait_begun()
         # Had it rested after each, as after a failure: a second each.
-        at_most("seconds", time.monotonic() - started, rounds * 0.9)
+        at_most("seconds", time.monotonic() - started, rounds * 0.9 * TIME_FACTOR)
         at_least("bytes that wait", stat("unmapped_bytes"), HUGE)
         equal("unmap", c.unmap(IOVA, bed.GIB), (0, bed.GIB))
     vfio.unmap_memory(other, HUGE)
