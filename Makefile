@@ -34,7 +34,7 @@ guest: toolchain	## guest/virtio_balloon_deferred.ko
 	@scripts/build.sh guest
 
 install-guest:	## that module into the guest's root file system at DESTDIR=, and its initramfs
-	@scripts/install-guest.sh $(DESTDIR)
+	@scripts/install-guest.sh "$(DESTDIR)"
 
 root:	## toolchain root: build/root, 90 s, once
 	@scripts/root.sh

@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 
 # The running system only for those who say so.
-[ $# = 1 ] || die "which root file system? Give it as DESTDIR=, which is / inside the guest"
+[ -n "${1-}" ] || die "which root file system? Give it as DESTDIR=, which is / inside the guest"
 root=${1%/}
 name=virtio_balloon_deferred
 module=$TOP/guest/$name.ko
@@ -55,6 +55,8 @@ in_guest() {
 if guest_has update-initramfs; then
 	# "-u" alone does nothing where there is no image yet.
 	action=-u
+	[ -e "$root/boot/vmlinuz-$kver" ] ||
+		note "warning: $root/boot has no kernel $kver: is /boot mounted?"
 	[ -e "$root/boot/initrd.img-$kver" ] || action=-c
 	in_guest update-initramfs "$action" -k "$kver"
 elif guest_has dracut; then

@@ -198,7 +198,7 @@ impl Kind {
 pub(crate) enum Status {
     /// All of it was carried out.
     Ok,
-    /// It was malformed, or a range is not guest RAM.
+    /// It was malformed.
     Invalid,
     /// The host could not map a range.
     NoMap,

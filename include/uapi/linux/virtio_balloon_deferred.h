@@ -36,7 +36,7 @@
 
 /* Answers. */
 #define VIRTIO_BALLOON_DEFERRED_OK	0
-#define VIRTIO_BALLOON_DEFERRED_INVALID	1 /* malformed, or not guest RAM */
+#define VIRTIO_BALLOON_DEFERRED_INVALID	1 /* malformed */
 #define VIRTIO_BALLOON_DEFERRED_NOMAP	2 /* the host could not map a range */
 
 /*
