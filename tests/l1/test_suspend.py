@@ -41,7 +41,8 @@ def disk(vm):
     at_least("ballooned_bytes before", bed.stat(vm.pid, "ballooned_bytes"), bed.HIGH * 3 // 4)
     equal("commits before", bed.stat(vm.pid, "commits"), 1)
     suspend(vm, "disk")
-    equal("commits", bed.stat(vm.pid, "commits"), 2)
+    # The reset has mapped all, since a device masters the bus.
+    equal("commits", bed.stat(vm.pid, "commits"), 1)
 
 
 @suspended.test("I1", "DMA arrives after that")
