@@ -154,6 +154,15 @@ class Device:
         command = self.command()
         return self.set_command(command | MASTER if on else command & ~MASTER)
 
+    def set_power(self, state):
+        """Puts the device into power state D0 to D3; what config_write() gives."""
+        at = self.config_read(0x34, 1)[0]
+        while self.config_read(at, 1)[0] != 1:
+            at = self.config_read(at + 1, 1)[0]
+            if at < 0x40:
+                raise RuntimeError("the device has no power management capability")
+        return self.config_write(at + 4, struct.pack("=H", state))
+
     def reset_device(self):
         return answer(self.device, DEVICE_RESET)
 

@@ -162,6 +162,19 @@ def silenced(address):
         equal("unmapped_bytes", own("unmapped_bytes"), 0)
 
 
+@failing.test("I4", "and one that sleeps then has not got it back when it wakes")
+def silenced_asleep(_):
+    with deferred_container(host.bind_to_vfio(host.E1000E)) as container:
+        with bed.knobs_set(gate=0):
+            equal("setting the bit", container.set_master(True), 2)
+        equal("D3", container.set_power(3), 2)
+        with faults("map"):
+            container.balloon_status(0)
+        equal("masters", masters(), 0)
+        equal("D0", container.set_power(0), 2)
+        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+
+
 @failing.test("I4", "negative control: if it can, the device goes on")
 def not_silenced(address):
     with deferred_container(address) as container:
