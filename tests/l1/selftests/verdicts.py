@@ -5,8 +5,7 @@
     verdicts.py [--driver] MODE...    of stock, deferred, gate
 
 --driver adds those that make an igb interrupt and do DMA, also where nothing is
-mapped: only once a boot, since L1 does not survive a second round, with type1 alone
-as well.
+mapped.
 """
 
 import json
