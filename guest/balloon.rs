@@ -134,8 +134,9 @@ impl Balloon {
         batch.try_reserve(MAX_RANGES).map_err(|_| ENOMEM)?;
         self.stats.enter(Phase::Inflating);
         transport.ready();
+        let target = transport.target();
         if reason == Reason::Probe {
-            let (target, lowest) = (transport.target(), transport.lowest());
+            let lowest = transport.lowest();
             blocks.take(target, lowest, knobs::reserve(), knobs::skip_zeroing());
         }
 
@@ -158,9 +159,10 @@ impl Balloon {
 
         let begin = Instant::<Monotonic>::now();
         self.stats.enter(Phase::Committing);
-        // A host that wants nothing has nothing left to map. It may not even reach the queues: in
-        // a VM without assigned devices it knows of no memory.
-        if transport.target() > 0 {
+        // A host that wants nothing to begin with has nothing left to map. It may not even reach
+        // the queues: in a VM without assigned devices it knows of no memory. What it wants later
+        // says less: it leaves out what it could not map.
+        if target > 0 {
             done(self.send(transport, Kind::Commit, &[])?)?;
         }
         let commit_us = micros_since(begin);

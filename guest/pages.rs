@@ -207,7 +207,8 @@ impl Blocks {
     ///
     /// From all nodes alike, so that each keeps its part of the rest. May sleep.
     ///
-    /// With `skip_zeroing` the allocator does not zero what it hands out meanwhile, to anybody.
+    /// With `skip_zeroing` the allocator does not zero what it hands out meanwhile, but for those
+    /// who ask for it; see [`ZeroingPaused`] for when it does.
     pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64, skip_zeroing: bool) {
         // Kept until the end, so as not to get them again.
         let mut rejected = KVec::new();
