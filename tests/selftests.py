@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 NAME = "test-selftests"
 MODES = ("stock", "deferred", "gate")
 
-# Of the boot of L1, in seconds: with igb it takes 400 on two cores.
+# Of the boot of L1, in seconds: with igb it takes 280 on two cores.
 LIMIT = 1200
 
 

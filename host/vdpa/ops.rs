@@ -7,7 +7,8 @@
 //! bounds of configuration accesses against what these functions answer, and
 //! calls them with its device's mutex held, but for `kick_vq`. `vdpa_device.cf_lock`
 //! is held for writing at `reset`, `set_status`, `set_driver_features` and
-//! `set_config`; the first two give it up while they wait for memory to be mapped.
+//! `set_config`; the first two give it up while they wait for memory to be mapped,
+//! and `reset` for the thread as well.
 
 use core::marker::PhantomData;
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import subprocess
+from channel import TIME_FACTOR
 from types import SimpleNamespace
 
 import bed
@@ -15,7 +16,6 @@ import host
 import neighbours
 import vfio
 from edu import Edu
-from channel import TIME_FACTOR
 from tap import Skip, at_least, at_most, equal, group, matches
 
 SEED = 1

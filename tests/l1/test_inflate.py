@@ -5,13 +5,13 @@ and guests whose kernels treat free memory otherwise than by default."""
 import contextlib
 import mmap
 import time
+from channel import TIME_FACTOR
 from pathlib import Path
 
 import bed
 import guest
 import host
 from edu import Edu
-from channel import TIME_FACTOR
 from tap import at_least, at_most, equal, eventually, group
 
 # A guest of whose memory 4800 MiB fit into a balloon above 4 GiB. L1 need not have as

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from channel import TIME_FACTOR
 from pathlib import Path
 
 import bed
@@ -16,7 +17,6 @@ import host
 import vfio
 from balloon import DEFLATE, DEFLATE_QUEUE, NOMAP, OK, RINGS, RINGS_SIZE, Balloon
 from memory import HUGE, memfd, limited_cgroup, open_container, shared_kib, wait_all
-from channel import TIME_FACTOR
 from tap import at_least, at_most, equal, eventually, group
 from test_type1 import BALLOON, stat
 
