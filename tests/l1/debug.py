@@ -137,8 +137,6 @@ def control(reporter):
             found = leaks(["splat"])
         finally:
             Path("/results/kmemleak-control").write_text(KMEMLEAK.read_text())
-            # Without the module's name they would be taken for ours.
-            KMEMLEAK.write_text("clear\n")
             host.run("rmmod", "splat")
         tap.at_least("objects that leaked", len(found), 6)
 
@@ -148,10 +146,11 @@ def control(reporter):
         tap.at_least("reports", len(reports(kernel_log())[kind]) - before, 1)
 
     reporter.run("control.lockdep: it is on", lockdep_is_on)
-    reporter.run("control.leak: reported", leaked)
     for fault, kind in CONTROLS.items():
         reporter.run(f"control.{fault}: reported as {kind}", reported, fault, kind)
     reporter.run("control.driver: without faults there is no leak", expect_no_leaks)
+    # The last: what it leaks goes on being found, in part not before its module is gone.
+    reporter.run("control.leak: reported", leaked)
 
 
 def run(program, *words):
@@ -186,8 +185,9 @@ def look(reporter):
 def main():
     command, *patterns = sys.argv[1:]
     (Path("/usr/lib/modules") / RELEASE).symlink_to(PAYLOAD / "modules/lib/modules" / RELEASE)
-    for name, path in ((HOST, "."), ("iommu_walk", "tests/host"), ("fault", "tests/host"),
-                       ("lose_interrupt", "tests/host"), ("balloon_sim", "tests/guest")):
+    for name, path in ((HOST, "."), ("emulated", "tests/host"), ("fault", "tests/host"),
+                       ("iommu_walk", "tests/host"), ("lose_interrupt", "tests/host"),
+                       ("balloon_sim", "tests/guest")):
         mount(name, path)
     if command == "suite":
         suite(patterns)
