@@ -31,6 +31,7 @@ RESULT = re.compile(r"(not )?ok (\d+)(?: - (.*?))?\s*(# (?:SKIP|TODO).*)?$")
 # What runs in L1 or L2 and is no module, and what it is made of.
 PROGRAMS = {
     "vdpa_ioctl": [f"tests/host/vdpa_{name}.c" for name in ("ioctl", "hostile", "rig", "stalls")],
+    "open_again": ["tests/host/open_again.c"],
     "kexec_into": ["tests/guest/kexec_into.c"],
     "touch_memory": ["tests/guest/touch_memory.c"],
 }

@@ -7,6 +7,7 @@ import functools
 import os
 import random
 import subprocess
+import sys
 
 import bed
 import guest
@@ -15,12 +16,13 @@ import hostile
 import rounds
 import vfio
 from edu import Edu
-from tap import at_least, equal, group
+from tap import at_least, equal, eventually, group
 
 
 # tests/l1/stress.py does more of all this.
 KILLS = 5
 LOADS = 5
+OPENED = 20
 SEED = 1
 
 
@@ -137,6 +139,34 @@ def reloaded(_):
     for _ in range(LOADS):
         rounds.load()
     rounds.expect_type1()
+
+
+# delete_module(2) of x86-64, with O_NONBLOCK, until it is done.
+UNLOAD = """
+import ctypes, sys
+while ctypes.CDLL(None).syscall(176, sys.argv[1].encode(), 0x800):
+    pass
+"""
+
+
+@module.test("I7", f"it is unloaded {OPENED} times while somebody opens its balloon device again "
+                   "and again")
+def unloaded_while_opened(_):
+    for _ in range(OPENED):
+        # Before, vhost_vdpa_probe() may not be through: it makes the device's node before
+        # what a close needs.
+        host.load_deferred()
+        # At an open's first call the module may already be going.
+        with subprocess.Popen(["/payload/open_again", "/dev/vhost-vdpa-0"]) as opener:
+            try:
+                # Not run(): one that waits for ever cannot be killed.
+                unload = subprocess.Popen(  # pylint: disable=consider-using-with
+                    [sys.executable, "-c", UNLOAD, host.MODULE])
+                eventually("it is unloaded", lambda: unload.poll() is not None)
+            finally:
+                opener.kill()
+        equal("exit status", unload.returncode, 0)
+    host.load_deferred()
 
 
 @module.test("I7", "it can be loaded while a VM runs on type1 alone, which goes on undisturbed")
