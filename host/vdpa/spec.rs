@@ -31,9 +31,9 @@ pub(crate) const F_DEFERRED: u64 = 1 << bindings::VIRTIO_BALLOON_F_DEFERRED;
 /// platform's IOMMU; a page in the balloon must not be used before the host
 /// was told.
 pub(super) const FEATURES: u64 = F_DEFERRED
-    | 1 << bindings::VIRTIO_BALLOON_F_MUST_TELL_HOST
-    | 1 << bindings::VIRTIO_F_VERSION_1
-    | 1 << bindings::VIRTIO_F_ACCESS_PLATFORM;
+    | (1 << bindings::VIRTIO_BALLOON_F_MUST_TELL_HOST)
+    | (1 << bindings::VIRTIO_F_VERSION_1)
+    | (1 << bindings::VIRTIO_F_ACCESS_PLATFORM);
 
 /// Virtio's device id of a balloon.
 pub(super) const DEVICE_ID: u32 = bindings::VIRTIO_ID_BALLOON;

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Unit tests of the logic that both modules share; `run.sh` builds and runs them.
+//! Unit tests of the logic that both modules share, and of the host's device;
+//! `run.sh` builds and runs them.
 
 #[allow(dead_code, reason = "the two modules use different parts")]
 #[path = "../../include/logic/mod.rs"]
 mod logic;
+
+mod vdpa;
+use vdpa::bindings;
 
 #[cfg(test)]
 mod budget;
