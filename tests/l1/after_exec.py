@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a process finds that has a container from before its exec(), with SIZE bytes
-at IOVA that were deferred and never mapped.
+"""What a process finds that has a container from before its exec().
 
-    after_exec.py CONTAINER GROUP DEVICE        descriptors
+    after_exec.py CONTAINER GROUP DEVICE    descriptors: SIZE bytes at IOVA were deferred
+                                            there, and never mapped
+    after_exec.py ADDRESS                   of another device, for a container of its own
 """
 
+import contextlib
+import os
 import sys
 
 import bed
@@ -22,8 +25,9 @@ class Inherited(vfio.Container):
         self.balloon, self.others = None, []
 
 
-def main():
-    c = Inherited(*map(int, sys.argv[1:]))
+def inherited(descriptors):
+    """With the one container that it has."""
+    c = Inherited(*map(int, descriptors))
     equal("pages pinned", bed.pages_pinned(), 0)
     equal("answer to the write", vfio.name(c.set_master(True)), "ESRCH")
     ram = vfio.memory(SIZE)
@@ -33,6 +37,21 @@ def main():
     equal("unmap", c.unmap(IOVA, SIZE), (0, SIZE))
     equal("bytes written", c.set_master(True), 2)
     equal("pages pinned", bed.pages_pinned(), SIZE // vfio.PAGE)
+
+
+def another(address):
+    """With a second one, it is a VM again, and the directory of its name is that one's."""
+    with vfio.memory_for(SIZE) as ram, contextlib.closing(vfio.Container(address)) as c:
+        equal("map", c.map(IOVA, SIZE, ram), 0)
+        equal("deferred_bytes", bed.stat(os.getpid(), "deferred_bytes"), SIZE)
+        equal("VMs", bed.vms(), [os.getpid()])
+
+
+def main():
+    if len(sys.argv) == 2:
+        another(sys.argv[1])
+    else:
+        inherited(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -184,10 +184,21 @@ def forked(_):
     vfio.unmap_memory(ram, SIZE)
 
 
+def exec_with(descriptors, *words):
+    """Goes on as tests/l1/after_exec.py, with what it has open."""
+    for fd in descriptors:
+        os.set_inheritable(fd, True)
+    program = Path(__file__).with_name("after_exec.py")
+    os.execv(sys.executable, [sys.executable, program, *map(str, words)])
+
+
+def expect_good_exit(pid):
+    equal("exit status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+
+
 @threads.test("I4", "after an exec() what was deferred cannot be mapped: no device masters the bus "
                     "before it is unmapped; what is new is mapped at once")
 def execed(_):
-    program = Path(__file__).with_name("after_exec.py")
     ram = vfio.memory(SIZE)
     with bed.knobs_set(policy="balloon"):
         pid = os.fork()
@@ -196,11 +207,24 @@ def execed(_):
             if c.map(IOVA, SIZE, ram) or stat("unmapped_bytes") != SIZE:
                 os._exit(2)
             descriptors = (c.fd, c.group, c.device)
-            for fd in (*descriptors, c.balloon):
-                os.set_inheritable(fd, True)
-            os.execv(sys.executable, [sys.executable, str(program), *map(str, descriptors)])
-        equal("exit status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+            exec_with((*descriptors, c.balloon), *descriptors)
+        expect_good_exit(pid)
     vfio.unmap_memory(ram, SIZE)
+
+
+@threads.test("I7", "after an exec() it can be a VM again, beside what it was")
+def execed_again(_):
+    first, second = host.find_devices(host.EDU)[:2]
+    host.bind_to_vfio(address=second)
+    ram = vfio.memory(2 * SIZE)
+    pid = os.fork()
+    if not pid:
+        c = vfio.Container(first)
+        if c.map(IOVA, 2 * SIZE, ram) or stat("deferred_bytes") != 2 * SIZE:
+            os._exit(2)
+        exec_with((c.fd, c.group, c.device), second)
+    expect_good_exit(pid)
+    vfio.unmap_memory(ram, 2 * SIZE)
 
 
 @threads.test("I3", "where its limits allow no thread, a process is served as by type1 alone; "
