@@ -7,6 +7,7 @@ Runs in a virtual machine with 6 GiB and nothing else to do, for instance in L1:
     scripts/vm.py run --memory 6G tests/guest/balloon.py
 """
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "l1"))
 
 # pylint: disable=wrong-import-position
+import bed
 from channel import TIME_FACTOR
 import order  # noqa: F401 Its tests are run as well.
 from sim import DRIVER, KNOBS, TARGET, balloon, insmod, meminfo, rmmod
@@ -389,6 +391,19 @@ def shutdown(_):
         sim.set("fault", "none")
 
 
+@bad_deflate.test("I2", "without queues after a resume it is taken away like any other")
+def not_resumed(_):
+    with balloon() as sim:
+        sim.set("control", "freeze")
+        sim.set("fault", "queues")
+        with contextlib.suppress(OSError):
+            sim.set("control", "restore")
+            raise AssertionError("it has resumed")
+        # FAILED
+        equal("status", sim.stat("status") & 0x80, 0x80)
+        equal("ballooned memory", meminfo("Balloon"), 0)
+
+
 @bad_deflate.test("I2", "an answer that is late")
 def late(_):
     with balloon() as sim:
@@ -440,6 +455,7 @@ def main():
     reporter = Reporter()
     for entry in GROUPS:
         run_group(reporter, entry)
+        reporter.run(f"{entry.name}.quiet: I2: no complaint of the kernel", bed.expect_quiet)
     return reporter.finish()
 
 

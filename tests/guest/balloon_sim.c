@@ -66,12 +66,13 @@ enum fault {
 	FAULT_OVERDONE,		/* claim one range more than there was */
 	FAULT_STATUS,		/* an unknown status */
 	FAULT_SILENT,		/* no answer until the fault is over */
+	FAULT_QUEUES,		/* queues cannot be set up */
 	FAULTS
 };
 
 static const char * const fault_names[FAULTS] = {
 	"none", "nomap", "commit", "inflate", "short", "overdone", "status",
-	"silent",
+	"silent", "queues",
 };
 
 struct sim {
@@ -422,6 +423,8 @@ static int sim_find_vqs(struct virtio_device *vdev, unsigned int n,
 	struct sim *s = to_sim(vdev);
 	unsigned int i;
 
+	if (s->fault == FAULT_QUEUES)
+		return -ENOMEM;
 	for (i = 0; i < n; i++) {
 		vqs[i] = NULL;
 		if (!info[i].name)
