@@ -10,6 +10,7 @@ modules, as /payload. Its output appears here as it comes; what it leaves in
 /results is found in build/run/NAME/results, beside L1's console. The exit status
 is the program's, or 1 if L1 crashed or was cut off; what L1's kernel and QEMU say
 of an L1 that stands still is then at the end of the console and in "processors".
+One that does not even get up is booted again, twice at most.
 
 L1 has an emulated Intel IOMMU and devices to assign to VMs. It runs under KVM
 where that works, nested, and under QEMU's emulator otherwise.
@@ -44,6 +45,9 @@ DEVICES = {
     "nvme": ["-drive", "if=none,id=nvme,format=raw,cache=unsafe,file={scratch}",
              "-device", "nvme,serial=scratch,drive=nvme"],
 }
+
+# Before awake.py runs in L1, its processors may stand still: so often it is booted.
+BOOTS = 3
 
 # What awake.py says of an interrupt.
 LOST = "awake: CPU"
@@ -293,6 +297,16 @@ def arguments():
     return args
 
 
+def boot(run, args, accel):
+    """Boots L1 once, see run_qemu()."""
+    shutil.rmtree(run, ignore_errors=True)
+    (run / "results").mkdir(parents=True)
+    payload = make_payload(run, args)
+    command = qemu_command(run, payload, args, accel) + args.qemu
+    (run / "command").write_text("\n".join(command) + "\n")
+    return run_qemu(run, command, args)
+
+
 def main():
     args = arguments()
     enter_root()
@@ -302,13 +316,16 @@ def main():
     if accel == "auto":
         accel = "kvm" if kvm_works(kernel_release()) else "tcg"
     run = BUILD / "run" / args.name
-    shutil.rmtree(run, ignore_errors=True)
-    (run / "results").mkdir(parents=True)
-    payload = make_payload(run, args)
-    command = qemu_command(run, payload, args, accel) + args.qemu
-    (run / "command").write_text("\n".join(command) + "\n")
-    status, cut = run_qemu(run, command, args)
-    return status if args.command == "shell" else finish(run, status, cut, started)
+    status, cut = boot(run, args, accel)
+    if args.command == "shell":
+        return status
+    for _ in range(BOOTS - 1):
+        # An L1 that was never up has run nothing: it says nothing about what is tested.
+        if not cut or watch.is_up(run):
+            break
+        print(f"vm.py: {cut}: it is booted again", file=sys.stderr)
+        status, cut = boot(run, args, accel)
+    return finish(run, status, cut, started)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import time
 # Seconds between two looks at the clock.
 PAUSE = 1
 
+# Seconds until L1 is up: many times what it takes on a busy machine.
+BOOTING = 300
+
 # Seconds that L1's kernel gets to print what it is asked for; QEMU's monitor to answer.
 PRINTING = 10
 ANSWER = 20
@@ -25,6 +28,11 @@ def options(run):
             "-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
             "-chardev", f"socket,id=monitor,path={run}/monitor,server=on,wait=off",
             "-mon", "chardev=monitor,mode=control"]
+
+
+def is_up(run):
+    """Whether L1 has come to its first program, see l1/boot.sh."""
+    return (run / "results/started").exists()
 
 
 class Monitor:
@@ -92,15 +100,21 @@ class Watch:
         self._thread.join()
         os.close(self._keys)
 
+    def _reason(self, now):
+        """Why L1 has to be ended now, or None."""
+        when, line = self._last or (now, "")
+        if now - self._started > self._time_limit:
+            return f"L1 did not end within {self._time_limit} s, after {line!r}"
+        if self._silence and now - when > self._silence:
+            return f"nothing came from L1 for {self._silence} s, after {line!r}"
+        if now - self._started > BOOTING and not is_up(self._run):
+            return f"L1 was not up within {BOOTING} s"
+        return None
+
     def _watch(self):
         while not self._ended.wait(PAUSE):
-            now = time.monotonic()
-            late = now - self._started > self._time_limit
-            when, line = self._last or (now, "")
-            if late or self._silence and now - when > self._silence:
-                why = (f"L1 did not end within {self._time_limit} s" if late else
-                       f"nothing came from L1 for {self._silence} s")
-                self.verdict = f"{why}, after {line!r}; its processors: {self._look()}"
+            if why := self._reason(time.monotonic()):
+                self.verdict = f"{why}; its processors: {self._look()}"
                 self._process.kill()
                 return
 

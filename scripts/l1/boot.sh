@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # First process of L1: runs /payload/run with its output on the second serial
-# port, leaves exit status and kernel log in /results, and switches L1 off.
+# port, leaves exit status and kernel log in /results, and switches L1 off. Before
+# it, /results/started says that L1 is up.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux LC_ALL=C.UTF-8
 export PYTHONPATH=/payload/l1 PYTHONDONTWRITEBYTECODE=1 PYTHON_COLORS=0
@@ -20,6 +21,7 @@ ip link set lo up
 # Set by vm.py, on the kernel's command line.
 [ -z "${AWAKE-}" ] || /payload/l1/awake.py
 
+: >/results/started
 cd /root || exit
 if grep -qw l1=shell /proc/cmdline; then
 	echo "This is L1. The payload is in /payload, 'exit' switches it off."

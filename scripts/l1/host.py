@@ -34,10 +34,14 @@ def is_loaded(module):
     return Path(f"/sys/module/{module.replace('-', '_')}").exists()
 
 
-# KVM_CREATE_VM, of <linux/kvm.h>: an empty VM that is there as long as this program.
+# A VM that is there as long as this program, with a processor that never runs and whose
+# local APIC, as after its reset, is disabled. KVM_CREATE_VM, KVM_CREATE_IRQCHIP and
+# KVM_CREATE_VCPU of <linux/kvm.h>.
 HOLD_KVM = """
 import fcntl, os, sys
-fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xae01, 0)
+vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xae01, 0)
+fcntl.ioctl(vm, 0xae60, 0)
+fcntl.ioctl(vm, 0xae41, 0)
 sys.stdin.read()
 """
 
@@ -45,8 +49,10 @@ sys.stdin.read()
 @functools.cache
 def load_kvm():
     """Loads KVM for the processor that L1 has, and keeps it in use: with its first VM and
-    after its last, it has the scheduler patched, and an emulated processor executes the
-    breakpoint of such a patch at times when it is long gone."""
+    after its last, it has the scheduler patched, and itself with the first local APIC that
+    is disabled (kvm_apic_sw_enabled(), arch/x86/kvm/lapic.h), which is one at each boot. An
+    emulated processor executes the breakpoint of such a patch at times when it is long
+    gone."""
     amd = re.search(r"^flags\s.*\bsvm\b", Path("/proc/cpuinfo").read_text(), re.M)
     run("modprobe", "kvm-amd" if amd else "kvm-intel")
     return subprocess.Popen(["python3", "-c", HOLD_KVM], stdin=subprocess.PIPE)
