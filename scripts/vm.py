@@ -17,6 +17,7 @@ where that works, nested, and under QEMU's emulator otherwise.
 """
 
 import argparse
+import fcntl
 import os
 import re
 import shutil
@@ -297,6 +298,18 @@ def arguments():
     return args
 
 
+def claim(run):
+    """Keeps others out of a run's directory as long as what this returns is open."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(f"{run}.lock", "wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"vm.py: {run.relative_to(TOP)} is in use by another run: wait for its end, "
+                 "or choose another --name")
+    return lock
+
+
 def boot(run, args, accel):
     """Boots L1 once, see run_qemu()."""
     shutil.rmtree(run, ignore_errors=True)
@@ -316,6 +329,7 @@ def main():
     if accel == "auto":
         accel = "kvm" if kvm_works(kernel_release()) else "tcg"
     run = BUILD / "run" / args.name
+    lock = claim(run)  # noqa: F841 Open to the end.
     status, cut = boot(run, args, accel)
     if args.command == "shell":
         return status
