@@ -200,6 +200,11 @@ class Qmp(Channel):
             raise QmpError(answer["error"])
         return answer["return"]
 
+    def human(self, line, cpu=0):
+        """What the monitor for people answers, as of a processor."""
+        return self.command("human-monitor-command",
+                            **{"command-line": line, "cpu-index": cpu})
+
     def wait_event(self, name, timeout):
         """The first event of this name."""
         return self._wait(lambda: self._find(lambda message: message.get("event") == name),

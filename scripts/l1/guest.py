@@ -20,7 +20,8 @@ from pathlib import Path
 
 import host
 import initramfs
-from channel import TIME_FACTOR, Channel, Qmp
+import processors
+from channel import TIME_FACTOR, Channel, Closed, Qmp, QmpError
 
 # L2's kernel: L1's, unless L1 was booted with L2_KVER=RELEASE.
 KVER = os.environ.get("L2_KVER") or os.uname().release
@@ -119,7 +120,8 @@ class Guest:
         self.mode = mode
         self.name = name or f"{next(_names):02d}-{mode}"
         self.times = {}
-        self._exit_status = None
+        self._lost = None
+        self._described = False
         self._booted = not (stubborn and kernel)
         self._patience = patience
         self._alive = LAST_OF_KERNEL if initrd else "L2: init"
@@ -168,7 +170,10 @@ class Guest:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind:
+            # Afterwards nobody can tell any more.
+            self._lost = self.lost()
         self.kill()
 
     @property
@@ -189,9 +194,29 @@ class Guest:
         """Waits for a console line that matches. Returns (time, line), the time
         being that of the line's arrival."""
         self._boot()
-        when, line = self.console.wait(pattern, timeout)
+        with self._answering():
+            when, line = self.console.wait(pattern, timeout)
         self.times.setdefault(pattern, when)
         return when, line
+
+    @contextlib.contextmanager
+    def _answering(self):
+        """If L2 does not answer in time, says where its processors are, once."""
+        try:
+            yield
+        except TimeoutError:
+            if not self._described:
+                self._described = True
+                for line in self._ask(lambda qmp: list(processors.describe(qmp))) or ():
+                    print(f"# {self.name}: {line}", flush=True)
+            raise
+
+    def _ask(self, function):
+        """What function(self.qmp) returns; None if QEMU does not answer."""
+        if "qmp" in self.times and self.process.poll() is None:
+            with contextlib.suppress(Closed, TimeoutError, OSError, QmpError):
+                return function(self.qmp)
+        return None
 
     def _boot(self):
         """Sees to it that L2's kernel boots; from then on a reset ends QEMU."""
@@ -220,9 +245,10 @@ class Guest:
         token = os.urandom(4).hex()
         self._shell.send(f"echo \"<{token}>\"; ( {command}\n) </dev/null 2>&1; "
                          f"echo \"<{token} $?>\"\n")
-        # OVMF has cleared this screen as well.
-        self._shell.wait_text(rf"<{token}>\n", timeout)
-        _, text = self._shell.wait_text(rf"<{token} (\d+)>\n", timeout)
+        with self._answering():
+            # OVMF has cleared this screen as well.
+            self._shell.wait_text(rf"<{token}>\n", timeout)
+            _, text = self._shell.wait_text(rf"<{token} (\d+)>\n", timeout)
         return int(text.group(1)), text.string[:text.start()]
 
     def check(self, command, timeout=60):
@@ -235,7 +261,10 @@ class Guest:
     def lost(self):
         """How the emulated processor, on which L1 runs KVM, has failed the VM, or None. At
         times it interrupts an access to a device's registers in a way that no processor
-        does, or resets the VM, whose kernel then has had no last words."""
+        does, or resets the VM, whose kernel then has had no last words, or it loses an
+        interrupt, see processors.py."""
+        if self._lost:
+            return self._lost
         if "KVM internal error" in (RESULTS / f"{self.name}.qemu").read_text(errors="replace"):
             return f"KVM internal error in {self.name}"
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -246,6 +275,8 @@ class Guest:
             registers = (RESULTS / f"{self.name}.reset").read_text()
             where = re.findall(r"\b[ER]IP=(\w+)", registers)
             return f"{self.name} reset itself, at {where[-1] if where else 'nowhere'}"
+        if why := self._ask(processors.lost_interrupt):
+            return f"{self.name}: {why}"
         return None
 
     def memory(self):

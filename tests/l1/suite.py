@@ -17,8 +17,9 @@ import bed
 import tap
 
 # In the order in which they run.
-MODULES = ["awake", "lost", "type1", "emulated", "mapper", "memory", "threads", "scope", "hostile", "gate",
-           "firmware", "dma", "kexec", "faults", "pressure", "inflate", "suspend", "lifecycle"]
+MODULES = ["awake", "lost", "type1", "emulated", "mapper", "memory", "threads", "scope",
+           "hostile", "gate", "firmware", "dma", "kexec", "faults", "pressure", "inflate",
+           "suspend", "lifecycle"]
 
 
 def main():

@@ -8,7 +8,11 @@ import bed
 import guest
 import tap
 from channel import Closed
-from tap import equal, group, matches
+from tap import equal, eventually, group, matches
+
+# In L2; and a processor whose interrupts end as an L1's do, which that module knows.
+LOSE = {"lose.ko": "/payload/tests/host/lose_interrupt.ko"}
+PLAIN = ("-cpu", "host,x2apic=off,kvm-pv-eoi=off")
 
 END = "echo 1 >/proc/sys/kernel/sysrq; echo {} >/proc/sysrq-trigger"
 
@@ -52,6 +56,18 @@ def stopped(_):
         with contextlib.suppress(Closed):
             vm.qmp.command("stop")
         equal("how QEMU ended", vm.wait_exit(), -9)
+
+
+@lost.test("-", "one whose processor has lost an interrupt is lost, one that is busy is not")
+def interrupt(_):
+    with guest.Guest("floor", "512M", cpus=2, files=LOSE, args=PLAIN) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        vm.check("insmod /lose.ko")
+        for _ in range(2):
+            vm.check("(while :; do :; done) &")
+        equal("lost", vm.lost(), None)
+        vm.check("echo 1 >/sys/module/lose_interrupt/parameters/cpu")
+        matches("lost", eventually("it is lost", vm.lost), "processor 1 lost interrupt [0-9]+ while")
 
 
 class Record(tap.Reporter):
