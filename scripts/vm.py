@@ -26,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import tsc
 import watch
 
 TOP = Path(__file__).resolve().parent.parent
@@ -165,7 +166,8 @@ def qemu_command(run, payload, args, accel):
     if accel == "tcg":
         # Emulated processors stand still at times; that is no fault.
         append += ["mitigations=off", "tsc=reliable", "no_timer_check", "watchdog_thresh=60",
-                   "rcupdate.rcu_cpu_stall_timeout=120", "iomem=relaxed", "AWAKE=1"]
+                   "rcupdate.rcu_cpu_stall_timeout=120", "iomem=relaxed", "AWAKE=1",
+                   f"tsc_early_khz={tsc.khz()}"]
     if args.command == "shell":
         append.append("l1=shell")
     command = [
