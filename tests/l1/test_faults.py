@@ -6,7 +6,10 @@ the bus with memory missing (I3, I4); nothing is left behind (the groups' `clean
 import contextlib
 import errno
 import os
+import random
 import struct
+import threading
+import time
 from pathlib import Path
 
 import bed
@@ -20,6 +23,9 @@ from test_gate import IOVA, SIZE, deferred_container, masters, masters_by_regist
 FAULT = Path("/sys/module/fault/parameters")
 BALLOON = "/dev/vhost-vdpa-0"
 ALL = 1_000_000
+
+# Of what goes on at the same time.
+SEED, MOMENTS = 1, 12
 
 
 @contextlib.contextmanager
@@ -148,17 +154,30 @@ def maps(address):
             equal("unmapped_bytes", own("unmapped_bytes"), 0)
 
 
-@failing.test("I4", "a balloon's reset that cannot map all: the device stops")
-def silenced(address):
+@contextlib.contextmanager
+def mastering(address, prepare=lambda container: None):
+    """A container whose device masters the bus while memory is missing: only with the gate
+    off is there a way to it."""
     with deferred_container(address) as container:
-        # The only way to a device that masters the bus while memory is missing.
+        prepare(container)
         with bed.knobs_set(gate=0):
             equal("setting the bit", container.set_master(True), 2)
         equal("masters", (masters(), masters_by_register(container)), (1, 1))
+        yield container
+
+
+def expect_silent(container):
+    at_least("unmapped_bytes", own("unmapped_bytes"), 1)
+    equal("masters", (masters(), masters_by_register(container)), (0, 0))
+
+
+@failing.test("I4", "a balloon's reset that cannot map all: the device stops")
+def silenced(address):
+    with mastering(address) as container:
         with faults("map") as hits:
             container.balloon_status(0)
             at_least("faults", hits(), 1)
-        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        expect_silent(container)
         equal("setting the bit", container.set_master(True), 2)
         equal("unmapped_bytes", own("unmapped_bytes"), 0)
 
@@ -174,23 +193,62 @@ def reset_card(card):
 
 @failing.test("I4", "and one that sleeps then has not got it back when it wakes")
 def silenced_asleep(_):
-    with deferred_container(host.bind_to_vfio(host.E1000E)) as container:
-        reset_card(container)
-        with bed.knobs_set(gate=0):
-            equal("setting the bit", container.set_master(True), 2)
+    with mastering(host.bind_to_vfio(host.E1000E), reset_card) as container:
         equal("D3", container.set_power(3), 2)
         with faults("map"):
             container.balloon_status(0)
         equal("masters", masters(), 0)
         equal("D0", container.set_power(0), 2)
-        equal("masters", (masters(), masters_by_register(container)), (0, 0))
+        expect_silent(container)
+
+
+def moments():
+    """Moments in seconds of what takes a tenth of one, as a function-level reset does."""
+    rng = random.Random(SEED)
+    return [rng.uniform(0, 0.15) for _ in range(MOMENTS)]
+
+
+def silenced_beside(container, call, moment):
+    """The same at a moment while another thread repeats a call; returns how often."""
+    ended = threading.Event()
+    calls = []
+
+    def repeat():
+        while not ended.is_set():
+            calls.append(call())
+
+    thread = threading.Thread(target=repeat)
+    with faults("map") as hits:
+        thread.start()
+        # Not for anything to have happened: any moment will do.
+        time.sleep(moment)
+        container.balloon_status(0)
+        ended.set()
+        thread.join()
+        at_least("faults", hits(), 1)
+        expect_silent(container)
+    return calls
+
+
+@failing.test("I4", "nor has one that is reset at the same time, by which registers are put back")
+def silenced_resetting(_):
+    address = host.bind_to_vfio(host.NVME)
+    for moment in moments():
+        with mastering(address) as container:
+            calls = silenced_beside(container, container.reset_device, moment)
+            equal("answers to the resets", set(calls), {0})
+
+
+@failing.test("I4", "nor has one whose VMM sets the bit again and again")
+def silenced_writing(address):
+    for moment in moments():
+        with mastering(address) as container:
+            silenced_beside(container, lambda: container.set_master(True), moment)
 
 
 @failing.test("I4", "negative control: if it can, the device goes on")
 def not_silenced(address):
-    with deferred_container(address) as container:
-        with bed.knobs_set(gate=0):
-            equal("setting the bit", container.set_master(True), 2)
+    with mastering(address) as container:
         equal("reset", container.balloon_status(0), 0)
         equal("masters", (masters(), masters_by_register(container)), (1, 1))
         equal("unmapped_bytes", own("unmapped_bytes"), 0)
