@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory of which one page is not there until it is said that it may be: whoever touches
+it, the kernel included, waits. userfaultfd(2), include/uapi/linux/userfaultfd.h."""
+
+import ctypes
+import fcntl
+import os
+import select
+import struct
+
+from channel import TIME_FACTOR
+from vfio import PAGE, memory, unmap_memory
+
+SYSCALL = 323
+API, REGISTER, ZEROPAGE = 0xc018aa3f, 0xc020aa00, 0xc020aa04
+VERSION, MISSING = 0xaa, 1
+
+# Seconds until somebody touches the page.
+SOON = 60
+
+
+class Stall:
+    """A page, and another one behind it that is there.
+
+    address  of the second one
+    """
+
+    def __init__(self):
+        self._start = memory(2 * PAGE)
+        self.address = self._start + PAGE
+        ctypes.memset(self.address, 0, PAGE)
+        self._fd = ctypes.CDLL(None).syscall(SYSCALL, os.O_CLOEXEC)
+        fcntl.ioctl(self._fd, API, struct.pack("=QQQ", VERSION, 0, 0))
+        fcntl.ioctl(self._fd, REGISTER, struct.pack("=QQQQ", self._start, PAGE, MISSING, 0))
+        self._stalls = True
+
+    def wait(self):
+        """Waits until somebody has touched the page."""
+        if not select.select([self._fd], [], [], SOON * TIME_FACTOR)[0]:
+            raise TimeoutError("nobody has touched the page")
+
+    def go_on(self):
+        """Whoever has touched the page goes on, and finds zeros."""
+        if self._stalls:
+            fcntl.ioctl(self._fd, ZEROPAGE, struct.pack("=QQQq", self._start, PAGE, 0, 0))
+            self._stalls = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.go_on()
+        os.close(self._fd)
+        unmap_memory(self._start, 2 * PAGE)
