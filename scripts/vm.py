@@ -171,7 +171,7 @@ def qemu_command(run, payload, args, accel):
     if args.command == "shell":
         append.append("l1=shell")
     command = [
-        "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
+        "qemu-system-x86_64", "-nodefaults", "-display", "none",
         "-accel", ACCEL[accel], "-cpu", CPU[accel], "-smp", str(args.cpus),
         "-M", "q35,kernel-irqchip=split,memory-backend=ram", "-m", args.memory,
         # First touch of the memory must not fall on whatever is measured first.
@@ -187,7 +187,7 @@ def qemu_command(run, payload, args, accel):
         "-virtfs", f"local,mount_tag=results,path={run}/results,security_model=none",
     ]
     if args.command == "shell":
-        command += ["-serial", "mon:stdio"]
+        command += ["-serial", "mon:stdio", "-no-reboot"]
     else:
         command += watch.options(run)
     for device in args.device:
@@ -255,7 +255,7 @@ def finish(run, qemu_status, cut, started):
     status = run / "results/status"
     if qemu_status == 0 and status.exists():
         return int(status.read_text())
-    why = cut or f"L1 crashed or was reset: its QEMU ended with status {qemu_status}"
+    why = cut or f"L1 crashed: its QEMU ended with status {qemu_status}"
     (run / "ended").write_text(f"{why}\n")
     print(f"vm.py: {why}", file=sys.stderr)
     tail(run / "qemu.log", 5)

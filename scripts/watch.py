@@ -21,9 +21,10 @@ ANSWER = 20
 
 def options(run):
     """Words for QEMU: L1's two serial ports, of which the second is this program's
-    output, and a monitor. `run` is the directory of the run."""
+    output, a monitor, and a log of resets. `run` is the directory of the run."""
     os.mkfifo(run / "keys")
-    return ["-chardev", f"file,id=console,path={run}/console.log,input-path={run}/keys",
+    return ["-d", "cpu_reset", "-D", f"{run}/resets",
+            "-chardev", f"file,id=console,path={run}/console.log,input-path={run}/keys",
             "-serial", "chardev:console",
             "-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
             "-chardev", f"socket,id=monitor,path={run}/monitor,server=on,wait=off",
@@ -33,6 +34,17 @@ def options(run):
 def is_up(run):
     """Whether L1 has come to its first program, see l1/boot.sh."""
     return (run / "results/started").exists()
+
+
+def was_reset(run):
+    """That L1's kernel was reset, and where its processors were, or None."""
+    path = run / "resets"
+    log = path.read_text() if path.exists() else ""
+    where = re.findall(r"^CPU Reset \(CPU \d+\)\n(?:.*\n){4}RIP=(f\w+)", log, re.M)
+    if not where:
+        return None
+    how = "after a triple fault" if "Triple fault" in log else "without a fault"
+    return f"L1 was reset {how}, its processors at {', '.join(where)}"
 
 
 class Monitor:
@@ -113,6 +125,11 @@ class Watch:
 
     def _watch(self):
         while not self._ended.wait(PAUSE):
+            if why := was_reset(self._run):
+                # Before much is printed by the next one.
+                self._process.kill()
+                self.verdict = why
+                return
             if why := self._reason(time.monotonic()):
                 self.verdict = f"{why}; its processors: {self._look()}"
                 self._process.kill()
