@@ -262,7 +262,7 @@ class Guest:
         """How the emulated processor, on which L1 runs KVM, has failed the VM, or None. At
         times it interrupts an access to a device's registers in a way that no processor
         does, or resets the VM, whose kernel then has had no last words, or it loses an
-        interrupt, see processors.py."""
+        interrupt or delivers one twice, see processors.py."""
         if self._lost:
             return self._lost
         if "KVM internal error" in (RESULTS / f"{self.name}.qemu").read_text(errors="replace"):
@@ -275,7 +275,7 @@ class Guest:
             registers = (RESULTS / f"{self.name}.reset").read_text()
             where = re.findall(r"\b[ER]IP=(\w+)", registers)
             return f"{self.name} reset itself, at {where[-1] if where else 'nowhere'}"
-        if why := self._ask(processors.lost_interrupt):
+        if why := self._ask(processors.failure):
             return f"{self.name}: {why}"
         return None
 

@@ -2,8 +2,15 @@
 """Where the processors of an L2 are, as QEMU's monitor has it: for one that does not
 answer any more.
 
-L1 runs KVM on an emulated processor. Should an interrupt that KVM gives to an L2 get
-lost there, the local APIC that KVM keeps for the L2 has it in service, its handler never
+L1 runs KVM on an emulated processor, which fails an L2 in two ways.
+
+An interrupt that KVM gives to the L2 is delivered twice, the second time with interrupts
+off. QEMU's helper_vmrun(), target/i386/tcg/system/svm_helper.c, leaves its vector in
+exception_index; if something has QEMU leave its loop before the L2 leaves the processor,
+cpu_handle_exception(), accel/tcg/cpu-exec.c, takes that for an exception. Its handler then
+waits for the lock that it has itself.
+
+Or it is lost: the local APIC that KVM keeps for the L2 has it in service, its handler never
 runs and so never ends it, and none of that or a lower priority comes again.
 """
 
@@ -19,8 +26,12 @@ from typing import NamedTuple
 LOOKS = 5
 PAUSE = 0.5
 
-# RFLAGS.IF: interrupts are enabled.
+# RFLAGS: interrupts are enabled, the bit that is always set, and those that the kernel
+# may have.
 ENABLED = 1 << 9
+FIXED = 1 << 1
+FLAGS = 0x40ed5
+KERNEL_CS = 0x10
 
 # Where Linux maps the table of its interrupts' handlers, CPU_ENTRY_AREA_RO_IDT, and the
 # first of them.
@@ -28,7 +39,12 @@ IDT = 0xfffffe0000000000
 FIRST = "asm_exc_divide_error"
 
 # Words of the stack that are searched for return addresses.
-STACK = 128
+STACK = 256
+
+# Who handles interrupts, and what is on the stack when they call, struct pt_regs.
+ENTRY = r"asm_(sysvec_|common_interrupt)"
+FRAME = ("r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp "
+         "ss").split()
 
 
 class Processor(NamedTuple):
@@ -63,7 +79,7 @@ def _symbols():
 
 
 def _symbol(address):
-    """An address of L1's kernel in words, or None."""
+    """An address of L1's kernel without its modules in words, or None."""
     addresses, names = _symbols()
     at = bisect(addresses, address) - 1
     return f"{names[at]}+{address - addresses[at]:#x}" if 0 <= at < len(names) - 1 else None
@@ -105,8 +121,7 @@ def look(qmp):
     return found
 
 
-def lost_interrupt(qmp):
-    """Which interrupt a processor has lost, in words, or None."""
+def _lost_interrupt(qmp):
     lost = set()
     for turn in range(LOOKS):
         seen = {(vector, cpu) for cpu, processor in enumerate(look(qmp))
@@ -118,15 +133,50 @@ def lost_interrupt(qmp):
     return "processor {1} lost interrupt {0} while it was in service".format(*min(lost))
 
 
-def describe(qmp):
-    """Where each processor is, in lines. What called it is guessed from its stack, and
-    functions have names only where L2's kernel is L1's."""
+def _calls(words, moved):
+    """What called what: guessed, each word on a stack that is an address of a function.
+    With a handler of interrupts comes what it has interrupted, by the names of FRAME."""
+    for at, word in enumerate(words):
+        name = _symbol(word - moved)
+        frame = words[at + 1:at + 1 + len(FRAME)]
+        if name and re.match(ENTRY, name) and len(frame) == len(FRAME):
+            yield name, dict(zip(FRAME, frame))
+        elif name:
+            yield name, None
+
+
+def _stacks(qmp):
+    """For each processor (itself, its _calls(), by how much its kernel is off L1's)."""
     moved = _moved(qmp)
     for cpu, processor in enumerate(look(qmp)):
-        calls = map(_symbol, (word - moved for word in
-                              _words(qmp, cpu, processor.stack, STACK)))
+        words = _words(qmp, cpu, processor.stack, STACK)
+        yield processor, list(_calls(words, moved)), moved
+
+
+def _unwanted_interrupt(qmp):
+    for cpu, (_, calls, moved) in enumerate(_stacks(qmp)):
+        for name, frame in calls:
+            # Not a word that merely looks like a return address.
+            if (frame and frame["cs"] == KERNEL_CS and frame["flags"] & ~FLAGS == FIXED
+                    and not frame["flags"] & ENABLED):
+                where = _symbol(frame["ip"] - moved) or hex(frame["ip"])
+                return f"processor {cpu} had interrupts off at {where} and took one: {name}"
+    return None
+
+
+def failure(qmp):
+    """How the emulated processor has failed the L2, or None."""
+    return _unwanted_interrupt(qmp) or _lost_interrupt(qmp)
+
+
+def describe(qmp):
+    """Where each processor is, in lines. Functions have names only where L2's kernel is
+    L1's."""
+    for cpu, (processor, calls, moved) in enumerate(_stacks(qmp)):
+        names = (f"{name} (flags {frame['flags']:#x})" if frame else name
+                 for name, frame in calls)
         yield (f"processor {cpu}: {'halted' if processor.halted else 'running'} at "
                f"{_symbol(processor.at - moved) or hex(processor.at)}, interrupts "
                f"{'on' if processor.enabled else 'off'}, in service "
                f"{list(processor.in_service)}, pending {list(processor.pending)}; "
-               f"calls: {' '.join(filter(None, calls))}")
+               f"calls: {' '.join(names)}")

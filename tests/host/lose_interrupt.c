@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Loses an interrupt as QEMU's emulated local APIC does: that of the timer of a
- * processor stays in service, and no other of that or a lower priority comes.
+ * What QEMU's emulated processors do to interrupts, here to those of their timers.
  *
- *   parameter cpu, /sys/module/lose_interrupt/parameters/cpu: writing a
- *   processor's number loses its next one; it is -1 once that has been done.
+ * parameters, /sys/module/lose_interrupt/parameters/; a processor's number is written:
+ *   cpu    its next one is lost: it stays in service, and no other of that or a lower
+ *          priority comes; -1 once that has been done
+ *   again  it is delivered while interrupts are off, and its handler never ends
  */
 
 #include <linux/kprobes.h>
@@ -16,6 +17,8 @@
 
 static int cpu = -1;
 module_param(cpu, int, 0644);
+
+static int again = -1;
 
 /* Where a function goes on that is to do nothing: back to its caller. */
 asm(".pushsection .text\n"
@@ -37,6 +40,8 @@ static bool timer_in_service(void)
 /* In the handler of an interrupt, with interrupts off. */
 static int end_of_interrupt(struct kprobe *probe, struct pt_regs *regs)
 {
+	while (READ_ONCE(again) == smp_processor_id())
+		cpu_relax();
 	if (READ_ONCE(cpu) != smp_processor_id() || !timer_in_service())
 		return 0;
 	WRITE_ONCE(cpu, -1);
@@ -55,6 +60,26 @@ static struct kprobe probe = {
 	.post_handler = after,
 };
 
+/* As the handler of another interrupt, so on the stack that all of them have. */
+static void deliver(void *info)
+{
+	WRITE_ONCE(again, smp_processor_id());
+	asm volatile("int %0" : : "i" (LOCAL_TIMER_VECTOR) : "memory");
+}
+
+static int set_again(const char *value, const struct kernel_param *kp)
+{
+	int number, ret = kstrtoint(value, 0, &number);
+
+	return ret ?: smp_call_function_single(number, deliver, NULL, false);
+}
+
+static const struct kernel_param_ops again_ops = {
+	.set = set_again,
+	.get = param_get_int,
+};
+module_param_cb(again, &again_ops, &again, 0644);
+
 static int __init lose_init(void)
 {
 	return register_kprobe(&probe);
@@ -67,5 +92,5 @@ static void __exit lose_exit(void)
 }
 module_exit(lose_exit);
 
-MODULE_DESCRIPTION("An interrupt that the processor loses, for tests");
+MODULE_DESCRIPTION("Interrupts that the processor loses or delivers twice, for tests");
 MODULE_LICENSE("GPL");

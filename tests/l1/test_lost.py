@@ -23,9 +23,17 @@ def lost():
     yield None
 
 
+@contextlib.contextmanager
+def victim(**options):
+    """A VM whose end excuses nothing."""
+    with guest.Guest("floor", "512M", **options) as vm:
+        guest.STARTED.remove(vm)
+        yield vm
+
+
 @lost.test("-", "one that resets itself without a word is lost")
 def reset(_):
-    with guest.Guest("floor", "512M") as vm:
+    with victim() as vm:
         vm.wait_line("L2: ready", bed.BOOT)
         equal("lost", vm.lost(), None)
         vm.send(END.format("b"))
@@ -35,13 +43,13 @@ def reset(_):
 
 @lost.test("-", "one whose kernel panics is not, nor is one that is killed")
 def panic(_):
-    with guest.Guest("floor", "512M") as vm:
+    with victim() as vm:
         vm.wait_line("L2: ready", bed.BOOT)
         bed.provoked_panic(vm)
         vm.send(END.format("c"))
         equal("how QEMU ended", vm.wait_exit(), 0)
         equal("lost", vm.lost(), None)
-    with guest.Guest("floor", "512M", paused=True) as vm:
+    with victim(paused=True) as vm:
         vm.wait_qmp()
         vm.kill()
         equal("lost", vm.lost(), None)
@@ -49,7 +57,7 @@ def panic(_):
 
 @lost.test("-", "nobody waits for one that is stopped")
 def stopped(_):
-    with guest.Guest("floor", "512M", paused=True) as vm:
+    with victim(paused=True) as vm:
         vm.wait_qmp()
         vm.qmp.command("cont")
         # The event comes before the answer.
@@ -60,7 +68,7 @@ def stopped(_):
 
 @lost.test("-", "one whose processor has lost an interrupt is lost, one that is busy is not")
 def interrupt(_):
-    with guest.Guest("floor", "512M", cpus=2, files=LOSE, args=PLAIN) as vm:
+    with victim(cpus=2, files=LOSE, args=PLAIN) as vm:
         vm.wait_line("L2: ready", bed.BOOT)
         vm.check("insmod /lose.ko")
         for _ in range(2):
@@ -68,6 +76,17 @@ def interrupt(_):
         equal("lost", vm.lost(), None)
         vm.check("echo 1 >/sys/module/lose_interrupt/parameters/cpu")
         matches("lost", eventually("it is lost", vm.lost), "processor 1 lost interrupt [0-9]+ while")
+
+
+@lost.test("-", "and so is one that takes an interrupt with interrupts off")
+def twice(_):
+    with victim(cpus=2, files=LOSE, args=PLAIN) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        vm.check("insmod /lose.ko")
+        vm.send("echo 1 >/sys/module/lose_interrupt/parameters/again")
+        matches("lost", eventually("it is lost", vm.lost),
+                "processor 1 had interrupts off at 0x[0-9a-f]+ and took one: "
+                "asm_sysvec_apic_timer_interrupt")
 
 
 class Record(tap.Reporter):
