@@ -16,6 +16,8 @@ import guest
 from channel import Closed
 
 CPUS = 2
+# Seconds that each may take to its init among the others.
+BOOT = 600
 WORK = ("for i in 1 2 3; do (while :; do usleep 1000; done) & done; "
         "(while :; do echo; done | while read -r line; do :; done) &")
 
@@ -35,10 +37,11 @@ def main():
     count, seconds = words.get(0, 4), words.get(1, 600)
     guest.prepare("floor")
     with contextlib.ExitStack() as stack:
-        vms = [stack.enter_context(guest.Guest("floor", "256M", cpus=CPUS))
+        vms = [stack.enter_context(guest.Guest("floor", "256M", cpus=CPUS,
+                                               patience=BOOT))
                for _ in range(count)]
         for vm in vms:
-            vm.wait_line("L2: ready", 300)
+            vm.wait_line("L2: ready", BOOT)
             vm.check(WORK)
         until = time.monotonic() + seconds
         while vms and time.monotonic() < until:
