@@ -8,6 +8,7 @@
  *   again  it is delivered while interrupts are off, and its handler never ends
  */
 
+#include <linux/irq_work.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/smp.h>
@@ -40,8 +41,9 @@ static bool timer_in_service(void)
 /* In the handler of an interrupt, with interrupts off. */
 static int end_of_interrupt(struct kprobe *probe, struct pt_regs *regs)
 {
+	/* Not busily: an emulated processor that an L2 never leaves may hear nothing. */
 	while (READ_ONCE(again) == smp_processor_id())
-		cpu_relax();
+		asm volatile("hlt");
 	if (READ_ONCE(cpu) != smp_processor_id() || !timer_in_service())
 		return 0;
 	WRITE_ONCE(cpu, -1);
@@ -60,18 +62,25 @@ static struct kprobe probe = {
 	.post_handler = after,
 };
 
-/* As the handler of another interrupt, so on the stack that all of them have. */
-static void deliver(void *info)
+static void deliver(struct irq_work *work)
 {
 	WRITE_ONCE(again, smp_processor_id());
 	asm volatile("int %0" : : "i" (LOCAL_TIMER_VECTOR) : "memory");
+}
+
+/* In the handler of another interrupt, so on the stack that all of them have. */
+static struct irq_work delivery = IRQ_WORK_INIT_HARD(deliver);
+
+static void queue_delivery(void *info)
+{
+	irq_work_queue(&delivery);
 }
 
 static int set_again(const char *value, const struct kernel_param *kp)
 {
 	int number, ret = kstrtoint(value, 0, &number);
 
-	return ret ?: smp_call_function_single(number, deliver, NULL, false);
+	return ret ?: smp_call_function_single(number, queue_delivery, NULL, false);
 }
 
 static const struct kernel_param_ops again_ops = {
