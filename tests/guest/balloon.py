@@ -20,7 +20,7 @@ import bed
 from channel import TIME_FACTOR
 import order  # noqa: F401 Its tests are run as well.
 from sim import DRIVER, KNOBS, TARGET, balloon, insmod, meminfo, rmmod
-from tap import GROUPS, Reporter, Skip, at_least, at_most, equal, eventually, group, run_group
+from tap import Reporter, Skip, at_least, at_most, equal, eventually, group, groups, run_group
 
 GRANULE = 2
 STEP = 128
@@ -415,11 +415,11 @@ def late(_):
 
 
 @group("a device that is not for us")
-def stock():
+def not_offered():
     yield None
 
 
-@stock.test("I4", "without the feature the device is left to the stock driver, which works")
+@not_offered.test("I4", "without the feature the device is left to the stock driver, which works")
 def declined(_):
     with balloon(offer=0, target_mib=64) as sim:
         equal("bound", sim.bound(), False)
@@ -453,7 +453,7 @@ def churn(_):
 
 def main():
     reporter = Reporter()
-    for entry in GROUPS:
+    for entry in groups():
         run_group(reporter, entry)
         reporter.run(f"{entry.name}.quiet: I2: no complaint of the kernel", bed.expect_quiet)
     return reporter.finish()

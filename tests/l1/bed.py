@@ -267,7 +267,7 @@ def run_groups(reporter, patterns):
         lost += why is not None
         return why if lost <= MOST_LOST else None
 
-    for entry in tap.GROUPS:
+    for entry in tap.groups():
         if patterns and not any(re.search(pattern, entry.name) for pattern in patterns):
             continue
         seen = len(guest.STARTED)
