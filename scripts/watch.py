@@ -40,7 +40,8 @@ def was_reset(run):
     """That L1's kernel was reset, and where its processors were, or None."""
     path = run / "resets"
     log = path.read_text() if path.exists() else ""
-    where = re.findall(r"^CPU Reset \(CPU \d+\)\n(?:.*\n){4}RIP=(f\w+)", log, re.M)
+    # A processor that no kernel has brought up yet has an EIP.
+    where = re.findall(r"^CPU Reset \(CPU \d+\)\n(?:.*\n){4}RIP=(\w+)", log, re.M)
     if not where:
         return None
     how = "after a triple fault" if "Triple fault" in log else "without a fault"
