@@ -28,6 +28,9 @@ HIGH = 2 * GIB
 START = 4 * GIB
 END = START + HIGH
 
+# How often pages that are pinned are counted.
+LOOKS = 3
+
 # What no kernel log may show; where our modules mean it, tests say so.
 COMPLAINT = re.compile(
     r"WARNING: |BUG: |kernel BUG at|Oops: |general protection fault|Unable to handle|"
@@ -150,10 +153,13 @@ def threads():
 
 
 def pages_pinned():
-    """Pages that are pinned in L1 at this moment, exactly."""
-    # Each processor's share is added up first, which takes seconds by itself.
-    Path("/proc/sys/vm/stat_refresh").write_text("1")
-    return host.pages_pinned()
+    """Pages that are pinned in L1, exactly, and for longer than a write to 9p takes: what
+    is written there is pinned until the other side has it."""
+    def look():
+        # Processors count apart, and by themselves add up every few seconds only.
+        Path("/proc/sys/vm/stat_refresh").write_text("1")
+        return host.pages_pinned()
+    return min(look() for _ in range(LOOKS))
 
 
 def references():
