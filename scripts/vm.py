@@ -26,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import emulator
 import tsc
 import watch
 
@@ -36,7 +37,7 @@ BUILD = TOP / "build"
 # at a sane cost. Its SVM is what lets L1 use KVM. "check=off" keeps it from listing
 # what else it lacks.
 CPU = {"tcg": "EPYC-Milan,-erms,-fsrm,check=off", "kvm": "host"}
-ACCEL = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}
+ACCEL = {"tcg": "tcg,thread={threads},tb-size=1024", "kvm": "kvm"}
 
 # What a VM gets from e1000e's network, by TFTP, is in /results.
 DEVICES = {
@@ -157,6 +158,15 @@ def make_payload(run, args):
     return payload
 
 
+def emulate(args):
+    """QEMU to emulate with, and how many of its threads L1's processors get."""
+    try:
+        return emulator.mended(BUILD / "l0"), args.threads
+    except emulator.Unknown as why:
+        print(f"vm.py: QEMU is used as it is, {why}: VMs may be lost", file=sys.stderr)
+        return emulator.PACKAGED, "multi"
+
+
 def qemu_command(run, payload, args, accel):
     release = kernel_release()
     scratch = run / "nvme.img"
@@ -170,9 +180,11 @@ def qemu_command(run, payload, args, accel):
                    f"tsc_early_khz={tsc.khz()}"]
     if args.command == "shell":
         append.append("l1=shell")
+    qemu, threads = emulate(args) if accel == "tcg" else (emulator.PACKAGED, None)
     command = [
-        "qemu-system-x86_64", "-nodefaults", "-display", "none",
-        "-accel", ACCEL[accel], "-cpu", CPU[accel], "-smp", str(args.cpus),
+        str(qemu), "-nodefaults", "-display", "none",
+        "-accel", ACCEL[accel].format(threads=threads), "-cpu", CPU[accel],
+        "-smp", str(args.cpus),
         "-M", "q35,kernel-irqchip=split,memory-backend=ram", "-m", args.memory,
         # First touch of the memory must not fall on whatever is measured first.
         "-object", f"memory-backend-ram,id=ram,size={args.memory},prealloc=on,"
@@ -241,6 +253,16 @@ def complaints(text):
             if (count := len(re.findall(pattern, text)))}
 
 
+def last_words(text):
+    """What a kernel that crashed has said of it: what happened first, and where."""
+    first = re.search("|".join(COMPLAINTS.values()), text)
+    if not first:
+        return ""
+    lines = text[text.rfind("\n", 0, first.start()) + 1:].splitlines()
+    words = [lines[0], *[line for line in lines if "RIP: " in line][:1]]
+    return "; L1's kernel: " + "; ".join(re.sub(r"^\[[ .\d]*\] ", "", line) for line in words)
+
+
 def finish(run, qemu_status, cut, started):
     """Reports how a run ended and returns the exit status."""
     log = kernel_log(run)
@@ -255,7 +277,7 @@ def finish(run, qemu_status, cut, started):
     status = run / "results/status"
     if qemu_status == 0 and status.exists():
         return int(status.read_text())
-    why = cut or f"L1 crashed: its QEMU ended with status {qemu_status}"
+    why = (cut or f"L1 crashed: its QEMU ended with status {qemu_status}") + last_words(log)
     (run / "ended").write_text(f"{why}\n")
     print(f"vm.py: {why}", file=sys.stderr)
     tail(run / "qemu.log", 5)
@@ -286,6 +308,9 @@ def arguments():
         sub.add_argument("--kernel", type=Path, help="of L1, instead of the stock one")
         sub.add_argument("--initrd", type=Path, help="that goes with it")
         sub.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto")
+        sub.add_argument("--threads", choices=("single", "multi"), default="multi",
+                         help="if emulated: one for all of L1's processors, which never "
+                              "do anything at the same time then, or one for each")
         sub.add_argument("--qemu", action="append", default=[], metavar="WORD",
                          help="for QEMU's command line, repeatable")
         if name == "run":
