@@ -4,14 +4,16 @@
 makes. Prints TAP; the last line is the sum.
 
     tests/debug.py               the negative control, the driver's and the host's tests
-    tests/debug.py PATTERN...    without the control, and only groups of the host's that
-                                 match; "driver" stands for the tests of the driver
+    tests/debug.py control       the negative control
+    tests/debug.py PATTERN...    groups of the host's that match, or a half of them, N/2;
+                                 "driver" stands for the tests of the driver
 
-One boot for the control, one for the rest. The modules for the stock kernel must have
-been built too: L2 runs that.
+One boot for each of these; all of it takes three, two at a time. The modules for the
+stock kernel must have been built too: L2 runs that.
 """
 
 import os
+import re
 import sys
 
 import run
@@ -23,11 +25,17 @@ TIME_LIMIT = {"control": 600, "suite": 14400}
 FACTOR = os.environ.get("TIME_FACTOR", "6")
 
 
+# GiB that a boot takes.
+BOOT_GIB = 8
+EVERYTHING = [["driver", "1/2"], ["2/2"], ["control"]]
+
+
 def boot(count, command, *patterns):
     """One boot of L1 with the debug kernel."""
     debug = "build/debug"
     kver = os.environ.get("KVER") or (run.TOP / "build/kver").read_text().strip()
-    run.boot_l1(f"debug-{command}", count, "--accel", "tcg",
+    part = re.sub(r"\W+", "-", " ".join(["debug", command, *patterns])).strip("-")
+    run.boot_l1(part, count, "--accel", "tcg",
                 "--kernel", f"{debug}/vmlinuz", "--initrd", f"{debug}/l1.cpio",
                 f"--append=L2_KVER={kver}", f"--append=TIME_FACTOR={FACTOR}",
                 "--append=kasan_multi_shot", *run.NUMA,
@@ -37,12 +45,15 @@ def boot(count, command, *patterns):
 
 
 def main():
-    patterns = sys.argv[1:]
+    words = sys.argv[1:]
     count = run.Count()
-    if run.build("debug", count):
-        if not patterns:
+    if not words:
+        run.side_by_side(count, EVERYTHING, BOOT_GIB)
+    elif run.build("debug", count):
+        if words == ["control"]:
             boot(count, "control")
-        boot(count, "suite", *patterns)
+        else:
+            boot(count, "suite", *words)
     count.finish()
 
 

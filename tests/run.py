@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs all tests, each part as TAP, and counts: the last line is the sum.
 
-    tests/run.py                    everything: what `make check` runs
+    tests/run.py                    everything, two parts at a time where the machine has
+                                    the memory: what `make check` runs
     tests/run.py PART...            some parts: style, unit, fuzz, driver, host, the
                                     kernel's own tests of VFIO, selftests, or guests
                                     with systemd, distro
     tests/run.py host -- PATTERN... of the host's, groups that match a pattern
+    tests/run.py host -- N/2        the first half of them, or the second
     tests/run.py distro -- ROUNDS [PATTERN...]
     tests/run.py stress -- [PHASE...] [NAME=VALUE...]
                                     hostile guests, sudden ends and many boots, for two
@@ -22,6 +24,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import lanes
 
 TOP = Path(__file__).resolve().parent.parent
 OUT = TOP / "build/tests"
@@ -47,6 +51,8 @@ MOST_RESETS = 4
 # The plan of a program all of whose groups were done before.
 EMPTY = "1..0"
 SILENCE = 900
+# GiB that a part needs: L1's memory, and what QEMU and compilers take.
+PART_GIB = 7
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
@@ -60,12 +66,14 @@ STRESS_LIMIT = 4 * 3600
 class Count:
     """What came out.
 
-    results  [(part, good, name, skipped)]
-    resets   boots of L1 that ended in the middle, see run_l1()
+    results   [(part, good, name, skipped)]
+    programs  that have counted for themselves, see lanes.py
+    resets    boots of L1 that ended in the middle, see run_l1()
     """
 
     def __init__(self):
         self.results = []
+        self.programs = []
         self.resets = 0
 
     def add(self, part, good, name, skipped=False):
@@ -73,7 +81,8 @@ class Count:
 
     @property
     def failed(self):
-        return [f"{part}: {name}" for part, good, name, _ in self.results if not good]
+        return ([f"{part}: {name}" for part, good, name, _ in self.results if not good]
+                + [name for program in self.programs for name in program.failed])
 
     def done(self):
         """The groups of tests that have all their results; "quiet" is the last of each."""
@@ -87,9 +96,10 @@ class Count:
 
     def summary(self):
         skipped = sum(good and skip for _, good, _, skip in self.results)
-        failed = len(self.failed)
-        text = f"{len(self.results) - failed - skipped} passed, {failed} failed"
-        return f"{text}, {skipped} skipped" if skipped else text
+        failed = sum(not good for _, good, _, _ in self.results)
+        sums = [(len(self.results) - failed - skipped, failed, skipped),
+                *(program.sum for program in self.programs)]
+        return lanes.text_of(*map(sum, zip(*sums)))
 
     def finish(self):
         """Says what has failed, and the sum last; ends the program."""
@@ -180,6 +190,8 @@ def fuzz(count, _patterns):
 
 def build(part, count):
     """Builds what is run in L1 and L2."""
+    if os.environ.get("BUILT"):
+        return True
     OUT.mkdir(parents=True, exist_ok=True)
     compiler = "x86_64-linux-gnu-gcc-14"
     return (all(run_command(part, count, f"modules of {where} build",
@@ -207,6 +219,7 @@ def run_l1(part, count, *words, limit=TIME_LIMIT, memory=MEMORY, silence=SILENCE
     while True:
         results = Count()
         run_tap(part, results, ["scripts/vm.py", "run", "--name", run.name,
+                                "--threads", "single",
                                 "--memory", memory, "--time-limit", str(limit),
                                 "--silence", str(silence), f"--append=DONE={','.join(done)}",
                                 *words])
@@ -253,7 +266,8 @@ def driver(count, _patterns):
 
 
 def host(count, patterns):
-    in_l1("host", count, "tests/l1/suite.py", *patterns)
+    half = re.fullmatch("([12])/2", " ".join(patterns))
+    in_l1(f"host-{half[1]}" if half else "host", count, "tests/l1/suite.py", *patterns)
 
 
 def stress(count, words):
@@ -264,23 +278,20 @@ def stress(count, words):
         values.append(f"SEED={random.SystemRandom().randrange(1, 1 << 31)}")
     print(f"# stress: {' '.join(chosen + values)}", flush=True)
     boots = [word.partition("=")[2] for word in values if word.startswith("BOOTS=")]
-    values = [word for word in values if not word.startswith("BOOTS=")]
     if not all(re.fullmatch(r"[1-9]\d*", number) for number in boots):
         sys.exit("run.py: BOOTS= is a number, 1 or more")
-    if build("stress", count):
-        for phase in chosen:
-            if phase == "distro":
-                distro(count, boots[-1:] or [str(BOOTS)])
-            elif phase == "edk2":
-                host(count, [phase])
-            else:
-                boot_l1(f"stress-{phase}", count, "tests/l1/stress.py", phase, *values,
-                        devices=["edu"] * 8, limit=STRESS_LIMIT)
-
-
-def both(count, _patterns):
-    """The two parts that need L1, in one boot of it."""
-    in_l1("L1", count, "tests/l1/all.sh")
+    if not build("stress", count):
+        return
+    if len(chosen) > 1:
+        side_by_side(count, [["stress", "--", phase, *values] for phase in chosen])
+    elif chosen == ["distro"]:
+        distro(count, boots[-1:] or [str(BOOTS)])
+    elif chosen == ["edk2"]:
+        host(count, chosen)
+    else:
+        values = [word for word in values if not word.startswith("BOOTS=")]
+        boot_l1(f"stress-{chosen[0]}", count, "tests/l1/stress.py", *chosen, *values,
+                devices=["edu"] * 8, limit=STRESS_LIMIT)
 
 
 def distro(count, words):
@@ -299,6 +310,20 @@ def distro(count, words):
 PARTS = {"style": style, "unit": unit, "fuzz": fuzz, "driver": driver, "host": host,
          "selftests": selftests, "distro": distro, "stress": stress}
 
+# All of them, but for "stress", as they are run side by side: what takes long is not last.
+EVERYTHING = [["style", "unit", "fuzz"], ["host", "--", "1/2"], ["host", "--", "2/2"],
+              ["distro"], ["driver"], ["selftests"]]
+
+
+def side_by_side(count, commands, gib=PART_GIB):
+    """Runs this program with different words, more than one at a time if there is memory:
+    each takes so many GiB."""
+    if build("tests", count):
+        os.environ["BUILT"] = "1"
+        number = lanes.available(gib)
+        print(f"# {number} at a time", flush=True)
+        count.programs = lanes.run([[sys.argv[0], *words] for words in commands], number)
+
 
 def main():
     words, _, patterns = " ".join(sys.argv[1:]).partition("--")
@@ -306,14 +331,14 @@ def main():
     if unknown:
         sys.exit(f"run.py: no such part: {' '.join(unknown)}; there are {' '.join(PARTS)}")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    everything = [style, unit, fuzz, both, selftests, distro]
-    chosen = [PARTS[word] for word in words.split()] or everything
     count = Count()
-    for part in chosen:
+    if not words:
+        side_by_side(count, EVERYTHING)
+    for part in words.split():
         started = time.monotonic()
-        print(f"# --- {part.__name__}", flush=True)
-        part(count, patterns.split())
-        print(f"# --- {part.__name__}: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"# --- {part}", flush=True)
+        PARTS[part](count, patterns.split())
+        print(f"# --- {part}: {time.monotonic() - started:.0f} s", flush=True)
     count.finish()
 
 

@@ -25,6 +25,7 @@ def boot(*words):
     """{mode: verdicts} of one boot of L1; empty if that went wrong."""
     devices = ["edu", "igb"] if "--driver" in words else ["edu"]
     done = subprocess.run(["scripts/vm.py", "run", "--name", NAME, "--memory", "5200M",
+                           "--threads", "single",
                            "--time-limit", str(LIMIT), *(f"--device={device}" for device in devices),
                            "--add", "build/tests/selftests",
                            "tests/l1/selftests/verdicts.py", *words], cwd=TOP, check=False)
