@@ -14,7 +14,8 @@
                                     hostile guests, sudden ends and many boots, for two
                                     hours: what `make stress` runs, see tests/l1/stress.py
 
-The modules must have been built. Exit status 0 means that nothing failed.
+The modules must have been built. Exit status 0 means that nothing failed. In the
+environment, THREADS=multi has L1's processors run at the same time.
 """
 
 import os
@@ -51,6 +52,8 @@ MOST_RESETS = 4
 # The plan of a program all of whose groups were done before.
 EMPTY = "1..0"
 SILENCE = 900
+# Of QEMU's emulator, for the processors of L1, see README.md.
+THREADS = os.environ.get("THREADS", "single")
 # GiB that a part needs: L1's memory, and what QEMU and compilers take.
 PART_GIB = 7
 # Two nodes, whose memory stays where it was put.
@@ -219,7 +222,7 @@ def run_l1(part, count, *words, limit=TIME_LIMIT, memory=MEMORY, silence=SILENCE
     while True:
         results = Count()
         run_tap(part, results, ["scripts/vm.py", "run", "--name", run.name,
-                                "--threads", "single",
+                                "--threads", THREADS,
                                 "--memory", memory, "--time-limit", str(limit),
                                 "--silence", str(silence), f"--append=DONE={','.join(done)}",
                                 *words])
