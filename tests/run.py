@@ -48,7 +48,7 @@ TIME_LIMIT = 2400
 # How scripts/watch.py begins to say that an emulated processor has failed L1, and how
 # often it may in one run of this program.
 RESET = "L1 was reset after a triple fault"
-MOST_RESETS = 4
+MOST_RESETS = 2
 # The plan of a program all of whose groups were done before.
 EMPTY = "1..0"
 SILENCE = 900

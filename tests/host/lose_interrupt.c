@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What QEMU's emulated processors do to interrupts, here to those of their timers.
+ * Loses an interrupt of a processor's timer, as QEMU's emulated processors do.
  *
- * parameters, /sys/module/lose_interrupt/parameters/; a processor's number is written:
- *   cpu    its next one is lost: it stays in service, and no other of that or a lower
- *          priority comes; -1 once that has been done
- *   again  it is delivered while interrupts are off, and its handler never ends
+ * parameter, /sys/module/lose_interrupt/parameters/:
+ *   cpu  the processor: its next one stays in service, and no other of that or a lower
+ *        priority comes; -1 once that has been done
  */
 
-#include <linux/irq_work.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/smp.h>
@@ -18,8 +16,6 @@
 
 static int cpu = -1;
 module_param(cpu, int, 0644);
-
-static int again = -1;
 
 /* Where a function goes on that is to do nothing: back to its caller. */
 asm(".pushsection .text\n"
@@ -41,9 +37,6 @@ static bool timer_in_service(void)
 /* In the handler of an interrupt, with interrupts off. */
 static int end_of_interrupt(struct kprobe *probe, struct pt_regs *regs)
 {
-	/* Not busily: an emulated processor that an L2 never leaves may hear nothing. */
-	while (READ_ONCE(again) == smp_processor_id())
-		asm volatile("hlt");
 	if (READ_ONCE(cpu) != smp_processor_id() || !timer_in_service())
 		return 0;
 	WRITE_ONCE(cpu, -1);
@@ -62,33 +55,6 @@ static struct kprobe probe = {
 	.post_handler = after,
 };
 
-static void deliver(struct irq_work *work)
-{
-	WRITE_ONCE(again, smp_processor_id());
-	asm volatile("int %0" : : "i" (LOCAL_TIMER_VECTOR) : "memory");
-}
-
-/* In the handler of another interrupt, so on the stack that all of them have. */
-static struct irq_work delivery = IRQ_WORK_INIT_HARD(deliver);
-
-static void queue_delivery(void *info)
-{
-	irq_work_queue(&delivery);
-}
-
-static int set_again(const char *value, const struct kernel_param *kp)
-{
-	int number, ret = kstrtoint(value, 0, &number);
-
-	return ret ?: smp_call_function_single(number, queue_delivery, NULL, false);
-}
-
-static const struct kernel_param_ops again_ops = {
-	.set = set_again,
-	.get = param_get_int,
-};
-module_param_cb(again, &again_ops, &again, 0644);
-
 static int __init lose_init(void)
 {
 	return register_kprobe(&probe);
@@ -101,5 +67,5 @@ static void __exit lose_exit(void)
 }
 module_exit(lose_exit);
 
-MODULE_DESCRIPTION("Interrupts that the processor loses or delivers twice, for tests");
+MODULE_DESCRIPTION("Interrupts that the processor loses, for tests");
 MODULE_LICENSE("GPL");

@@ -78,17 +78,6 @@ def interrupt(_):
         matches("lost", eventually("it is lost", vm.lost), "processor 1 lost interrupt [0-9]+ while")
 
 
-@lost.test("-", "and so is one that takes an interrupt with interrupts off")
-def twice(_):
-    with victim(cpus=2, files=LOSE, args=PLAIN) as vm:
-        vm.wait_line("L2: ready", bed.BOOT)
-        vm.check("insmod /lose.ko")
-        vm.send("echo 1 >/sys/module/lose_interrupt/parameters/again")
-        matches("lost", eventually("it is lost", vm.lost),
-                "processor 1 had interrupts off at 0x[0-9a-f]+ and took one: "
-                "asm_sysvec_apic_timer_interrupt")
-
-
 class Record(tap.Reporter):
     """Keeps the results instead of printing them."""
 
