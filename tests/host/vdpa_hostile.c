@@ -41,10 +41,11 @@ static void test_slow_access(int uffd, int desc, __u64 addr)
 	pid_t pid;
 
 	need(!ioctl(uffd, UFFDIO_REGISTER, &area), "UFFDIO_REGISTER");
+	/* Before DRIVER_OK, lest the chain be read before it leads there. */
 	start(F_COMMON | F_DEFERRED, 0);
-	driver_ok();
 	submit(q, &empty, sizeof(empty));
 	q->ring.desc[desc].addr = addr;
+	driver_ok();
 	kick(q);
 	need(poll(&fault, 1, ANSWER_MS) == 1, "page fault");
 	need(read(uffd, &message, sizeof(message)) == sizeof(message),
@@ -88,7 +89,7 @@ void test_hostile(void)
 	__u8 *rom = map_memory(ROM_BASE, sizeof(before), false);
 	int own_call = q->call;
 
-	/* Before DRIVER_OK, lest the chain be read before it is spoilt. */
+	/* Before DRIVER_OK for the same reason. */
 	start(F_COMMON | F_DEFERRED, 0);
 	submit(q, &commit, sizeof(commit.hdr));
 	q->ring.desc[0].next = 0;
