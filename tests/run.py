@@ -59,9 +59,10 @@ PART_GIB = 7
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
-# Phases of the stress tests, and what one of them may take. "edk2" are groups of the host's
-# tests; "distro" is the part of that name, so often, unless BOOTS= says otherwise.
-STRESS = ["attack", "kill", "load", "delete", "pair", "eight", "edk2", "distro"]
+# Phases of the stress tests, the longest first, and what one of them may take. "edk2" are
+# groups of the host's tests; "distro" is the part of that name, so often, unless BOOTS= says
+# otherwise.
+STRESS = ["distro", "attack", "kill", "load", "delete", "pair", "eight", "edk2"]
 BOOTS = 20
 STRESS_LIMIT = 4 * 3600
 
