@@ -186,8 +186,7 @@ def main():
     command, *patterns = sys.argv[1:]
     (Path("/usr/lib/modules") / RELEASE).symlink_to(PAYLOAD / "modules/lib/modules" / RELEASE)
     for name, path in ((HOST, "."), ("emulated", "tests/host"), ("fault", "tests/host"),
-                       ("iommu_walk", "tests/host"), ("lose_interrupt", "tests/host"),
-                       ("balloon_sim", "tests/guest")):
+                       ("iommu_walk", "tests/host"), ("balloon_sim", "tests/guest")):
         mount(name, path)
     if command == "suite":
         suite(patterns)

@@ -11,6 +11,8 @@ import host
 from channel import TIME_FACTOR
 from tap import Skip, equal, eventually, group
 
+# For a debug kernel, and for the stock one, which L2 always is.
+MODULES = [Path(f"/payload/{where}/lose_interrupt.ko") for where in ("ko", "tests/host")]
 LOSE = Path("/sys/module/lose_interrupt/parameters/cpu")
 
 # Seconds within which a processor with a timer returns from a sleep of a tenth.
@@ -35,7 +37,7 @@ def awake():
                           stdout=subprocess.PIPE).stdout.split()
     if not pids:
         raise Skip("L1's processors are not emulated")
-    host.run("insmod", "/payload/tests/host/lose_interrupt.ko")
+    host.run("insmod", next(path for path in MODULES if path.exists()))
     before = os.sched_getaffinity(0)
     # Of this processor's timer, or this test would sleep as well.
     os.sched_setaffinity(0, {0})
