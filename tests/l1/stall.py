@@ -29,7 +29,10 @@ class Stall:
         self._start = memory(2 * PAGE)
         self.address = self._start + PAGE
         ctypes.memset(self.address, 0, PAGE)
-        self._fd = ctypes.CDLL(None).syscall(SYSCALL, os.O_CLOEXEC)
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.syscall(SYSCALL, os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "userfaultfd")
         fcntl.ioctl(self._fd, API, struct.pack("=QQQ", VERSION, 0, 0))
         fcntl.ioctl(self._fd, REGISTER, struct.pack("=QQQQ", self._start, PAGE, MISSING, 0))
         self._stalls = True
