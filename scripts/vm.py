@@ -255,7 +255,9 @@ def complaints(text):
 
 def last_words(text):
     """What a kernel that crashed has said of it: what happened first, and where."""
-    first = re.search("|".join(COMPLAINTS.values()), text)
+    # Tests provoke faults of the IOMMU.
+    patterns = [pattern for name, pattern in COMPLAINTS.items() if name != "DMAR fault"]
+    first = re.search("|".join(patterns), text)
     if not first:
         return ""
     lines = text[text.rfind("\n", 0, first.start()) + 1:].splitlines()

@@ -61,7 +61,7 @@ class Program:
         else:
             self.failed.append(f"{' '.join(self.words)}: ended with status "
                                f"{process.returncode} and no sum")
-            self.sum = [0, 1, 0]
+            self.sum = [0, len(self.failed), 0]
 
 
 def run(commands, number):

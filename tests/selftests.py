@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import run
+
 TOP = Path(__file__).resolve().parent.parent
 NAME = "test-selftests"
 MODES = ("stock", "deferred", "gate")
@@ -25,7 +27,7 @@ def boot(*words):
     """{mode: verdicts} of one boot of L1; empty if that went wrong."""
     devices = ["edu", "igb"] if "--driver" in words else ["edu"]
     done = subprocess.run(["scripts/vm.py", "run", "--name", NAME, "--memory", "5200M",
-                           "--threads", "single",
+                           "--threads", run.THREADS,
                            "--time-limit", str(LIMIT), *(f"--device={device}" for device in devices),
                            "--add", "build/tests/selftests",
                            "tests/l1/selftests/verdicts.py", *words], cwd=TOP, check=False)
