@@ -64,8 +64,9 @@ lint: root	## shellcheck, and flake8 for errors
 checkpatch: tree	## the kernel's style check of the C files
 	@scripts/checkpatch.sh $(C_FILES)
 
-unit: root	## tests of the pure logic, without a kernel
+unit: root	## tests of the pure logic, without a kernel, and of what runs tests
 	@scripts/in-root.sh tests/unit/run.sh
+	@scripts/in-root.sh tests/unit/test_programs.py
 
 fuzz: root	## coverage-guided fuzzing of the pure logic, SECONDS=60 a target
 	@scripts/in-root.sh tests/fuzz/fuzz.py run $(or $(SECONDS),60)

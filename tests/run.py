@@ -186,6 +186,8 @@ def style(count, _patterns):
 
 def unit(count, _patterns):
     run_tap("unit", count, [IN_ROOT, "tests/unit/run.sh"])
+    run_command("unit", count, "what runs the tests counts what fails",
+                [IN_ROOT, "tests/unit/test_programs.py"])
 
 
 def fuzz(count, _patterns):
