@@ -39,6 +39,9 @@ enum { INFLATE_QUEUE, DEFLATE_QUEUE, QUEUES };
 #define FATAL_US	(20 * USEC_PER_MSEC)
 #define RESET_MS	(60 * MSEC_PER_SEC)
 
+/* So many wrong answers are told one by one; all are counted. */
+#define WRONG_TOLD	8
+
 struct queue {
 	struct vring_desc *desc;
 	struct vring_avail *avail;
