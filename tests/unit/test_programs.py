@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Of the programs that run the tests: that what fails is counted, and that an emulator
-which is not the one that is known stays as it is."""
+"""Of the programs that run the tests: that what fails is counted, that an emulator
+which is not the one that is known stays as it is, and what a kernel has died of."""
 
 import contextlib
 import io
@@ -15,9 +15,10 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts")]
 
 # pylint: disable=wrong-import-position
-import emulator  # noqa: E402
-import lanes  # noqa: E402
-import run  # noqa: E402
+import emulator
+import lanes
+import run
+import vm
 
 
 def shell(script):
@@ -62,7 +63,8 @@ class Lanes(unittest.TestCase):
     def test_order(self):
         """Both run at a time, and appear one after the other."""
         with tempfile.TemporaryDirectory() as directory:
-            _, lines = in_lanes(2, f"until [ -e {directory}/x ]; do sleep 0.01; done; echo one",
+            wait = f"timeout 60 sh -c 'until [ -e {directory}/x ]; do sleep 0.01; done'"
+            _, lines = in_lanes(2, f"{wait} && echo one",
                                 f"echo two; touch {directory}/x")
         self.assertEqual([line for line in lines if not line.startswith("#")], ["one", "two"])
 
@@ -87,7 +89,7 @@ class Tap(unittest.TestCase):
         self.assertEqual(count.failed, ["part: exit status 3"])
 
 
-# As in Debian's QEMU 10.0.
+# Of the form that the function has in Debian's QEMU 10.0; the addresses are made up.
 CODE = [
     (0x10, b"\xc7\x83\x10\x01\0\0\x02\0\0\0", "movl   $0x2,0x110(%rbx)"),
     (0x20, b"\x89\x8b\x20\x01\0\0", "mov    %ecx,0x120(%rbx)"),
@@ -130,6 +132,20 @@ class Emulator(unittest.TestCase):
             packaged.flush()
             copy = emulator.mended(Path(directory)).read_bytes()
         self.assertEqual(copy, bytes(range(0x30)) + b"\x90" * 6 + bytes(range(0x36, 0x80)))
+
+
+class LastWords(unittest.TestCase):
+    PROVOKED = "DMAR: [DMA Read NO_PASID] Request device [00:04.0] fault addr 0x0 reason 0x06\n"
+
+    def test_crash(self):
+        """A fault of the IOMMU, which tests provoke, is not what a kernel has died of."""
+        words = vm.last_words(f"{self.PROVOKED}BUG: unable to handle page fault\nRIP: 0010:f\n")
+        self.assertIn("BUG: unable to handle page fault", words)
+        self.assertNotIn("DMAR", words)
+
+    def test_no_crash(self):
+        self.assertTrue(vm.complaints(self.PROVOKED))
+        self.assertEqual(vm.last_words(self.PROVOKED), "")
 
 
 if __name__ == "__main__":
