@@ -2,14 +2,15 @@
 
 //! VFIO IOMMU driver that defers the DMA mapping of guest RAM.
 //!
-//! From the outside in:
+//! From the top down, as calls go:
 //!
-//! - [`driver`], [`container`], [`gate`]: what the VFIO core and VMMs call,
-//! - [`vdpa`], [`balloon`]: the balloon device, which the guest calls,
-//! - [`vm`]: where both meet; it knows what is mapped and maps the rest,
-//! - [`type1`], [`pci`], [`task`], [`wait`], [`user`], [`info`], [`uapi`],
-//!   [`ratelimit`]: what they use,
-//! - [`knobs`], [`sysfs`]: the administrator's side,
+//! - [`vfio`]: what the VFIO core and VMMs call: driver, container, gate,
+//! - [`balloon`]: what the guest's messages make the host do,
+//! - [`vm`]: what is mapped, and the mapping,
+//! - [`vdpa`]: the device side of the guest's balloon,
+//! - [`type1`]: the driver behind this one: found, called, asked,
+//! - [`wrap`]: small safe wrappers of kernel objects,
+//! - [`admin`]: the administrator's side,
 //! - [`logic`]: tables, rings and messages without a kernel.
 //!
 //! `Documentation/design.md` tells how they work together.
@@ -19,30 +20,23 @@ use kernel::{
     prelude::*, //
 };
 
+mod admin;
 mod balloon;
 mod bindings;
-mod container;
-mod driver;
-mod gate;
-mod info;
-mod iommu;
-mod knobs;
-#[path = "../include/wrap/kobject.rs"]
-mod kobject;
 #[path = "../include/logic/mod.rs"]
 #[expect(dead_code, reason = "each module uses a part of it")]
 mod logic;
-mod pci;
-mod populate;
-mod ratelimit;
-mod sysfs;
-mod task;
 mod type1;
-mod uapi;
-mod user;
 mod vdpa;
+mod vfio;
 mod vm;
-mod wait;
+mod wrap;
+
+use admin::sysfs;
+use vfio::{
+    driver,
+    gate, //
+};
 
 module! {
     type: Deferred,

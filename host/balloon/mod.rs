@@ -50,10 +50,6 @@ use crate::{
             RingError, //
         },
     },
-    task::{
-        Task,
-        Work, //
-    },
     vdpa::{
         spec,
         Backend,
@@ -61,6 +57,10 @@ use crate::{
         Snapshot, //
     },
     vm::Vm, //
+    wrap::task::{
+        Task,
+        Work, //
+    },
 };
 
 use memory::GuestMemory;

@@ -30,7 +30,7 @@ use super::{
         QUEUES, //
     },
 };
-use crate::ratelimit::Ratelimit;
+use crate::wrap::ratelimit::Ratelimit;
 
 struct Callbacks {
     config: Callback,

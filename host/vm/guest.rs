@@ -9,8 +9,7 @@
 use kernel::prelude::*;
 
 use crate::{
-    gate,
-    knobs::KNOBS,
+    admin::knobs::KNOBS,
     logic::{
         range::Range,
         state::{
@@ -19,7 +18,8 @@ use crate::{
         },
         vec::NoMemory, //
     },
-    user, //
+    vfio::gate,
+    wrap::user, //
 };
 
 use super::{

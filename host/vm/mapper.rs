@@ -21,9 +21,8 @@ use kernel::{
 };
 
 use crate::{
+    admin::knobs::KNOBS,
     bindings,
-    iommu::ContainerId,
-    knobs::KNOBS,
     logic::{
         range::Range,
         state::{
@@ -33,15 +32,16 @@ use crate::{
         table::Chunk,
         vec::NoMemory, //
     },
-    populate::{
+    type1::iommu::ContainerId,
+    vm::populate::{
         Memory,
         Populated, //
     },
-    task::{
+    wrap::task::{
         Task,
         Work, //
     },
-    user, //
+    wrap::user, //
 };
 
 use super::{

@@ -21,6 +21,7 @@
 
 mod guest;
 mod mapper;
+pub(crate) mod populate;
 mod ram;
 mod schedule;
 mod stats;
@@ -46,15 +47,7 @@ use kernel::{
 };
 
 use crate::{
-    iommu::{
-        ContainerId,
-        Iommu, //
-    },
-    knobs::KNOBS,
-    kobject::{
-        Directory,
-        Parent, //
-    },
+    admin::knobs::KNOBS,
     logic::{
         budget::Budget,
         memory_map::{
@@ -72,10 +65,18 @@ use crate::{
         },
         table::Table, //
     },
-    ratelimit::Ratelimit,
-    task::Task,
+    type1::iommu::{
+        ContainerId,
+        Iommu, //
+    },
     vdpa::Session,
-    wait::{
+    wrap::kobject::{
+        Directory,
+        Parent, //
+    },
+    wrap::ratelimit::Ratelimit,
+    wrap::task::Task,
+    wrap::wait::{
         new_wait_queue,
         WaitQueue, //
     },

@@ -10,9 +10,7 @@ use kernel::{
 };
 
 use crate::{
-    gate,
-    iommu::ContainerId,
-    knobs::KNOBS,
+    admin::knobs::KNOBS,
     logic::{
         budget::Budget,
         command::Need,
@@ -27,7 +25,9 @@ use crate::{
             Want, //
         },
     },
-    user, //
+    type1::iommu::ContainerId,
+    vfio::gate,
+    wrap::user, //
 };
 
 use super::{

@@ -15,11 +15,7 @@ use kernel::{
 };
 
 use crate::{
-    iommu::{
-        ContainerId,
-        Iommu, //
-    },
-    knobs::KNOBS,
+    admin::knobs::KNOBS,
     logic::{
         range::Range,
         state::{
@@ -29,7 +25,11 @@ use crate::{
         table::Chunk,
         vec::NoMemory, //
     },
-    populate::Memory, //
+    type1::iommu::{
+        ContainerId,
+        Iommu, //
+    },
+    vm::populate::Memory, //
 };
 
 use super::{

@@ -15,9 +15,9 @@ use kernel::{
 };
 
 use crate::{
-    knobs::line,
-    kobject::Attribute,
+    admin::knobs::line,
     logic::state::State as Extent, //
+    wrap::kobject::Attribute,
 };
 
 use super::{

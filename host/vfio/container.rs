@@ -23,11 +23,7 @@ use kernel::{
 };
 
 use crate::{
-    iommu::{
-        ContainerId,
-        Iommu, //
-    },
-    knobs::KNOBS,
+    admin::knobs::KNOBS,
     logic::{
         command::Need,
         range::{
@@ -35,18 +31,22 @@ use crate::{
             Range, //
         },
     },
-    type1::{
-        self,
-        Inner, //
+    type1::iommu::{
+        ContainerId,
+        Iommu, //
     },
-    uapi::{
+    type1::uapi::{
         get_u64,
         DirtyPages,
         DmaMap,
         DmaUnmap, //
     },
-    user,
+    type1::{
+        self,
+        Inner, //
+    },
     vm::Vm, //
+    wrap::user,
 };
 
 struct Ops {

@@ -16,13 +16,13 @@ use kernel::{
 };
 
 use crate::{
-    kobject::{
+    logic::eager::Eager, //
+    wrap::kobject::{
         parse_bool,
         parse_u64,
         Attribute,
         Writer, //
     },
-    logic::eager::Eager, //
 };
 
 const MIB: u64 = 1 << 20;

@@ -31,13 +31,13 @@ use kernel::{
 
 use crate::{
     bindings,
-    container::Container,
-    gate,
     logic::range::Range,
     type1::{
         self,
         Type1, //
     },
+    vfio::container::Container,
+    vfio::gate,
     THIS, //
 };
 

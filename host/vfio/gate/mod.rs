@@ -39,9 +39,9 @@ use kernel::{
 
 use crate::{
     bindings,
-    container::Container,
-    pci::PciDevice,
+    vfio::container::Container,
     vm::Vm, //
+    wrap::pci::PciDevice,
 };
 
 use device::Device;

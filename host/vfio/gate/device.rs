@@ -31,15 +31,15 @@ use kernel::{
 };
 
 use crate::{
-    container::Container,
     logic::command::{
         Command,
         Need,
         MASTER, //
     },
-    pci::PciDevice,
-    user,
-    wait::{
+    vfio::container::Container,
+    wrap::pci::PciDevice,
+    wrap::user,
+    wrap::wait::{
         new_wait_queue,
         WaitQueue, //
     },

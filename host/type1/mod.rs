@@ -8,6 +8,10 @@
 //!
 //! Source: `drivers/vfio/vfio.h`, `drivers/vfio/vfio_iommu_type1.c`.
 
+pub(crate) mod info;
+pub(crate) mod iommu;
+pub(crate) mod uapi;
+
 use core::ptr::NonNull;
 
 use kernel::{

@@ -21,7 +21,7 @@ use kernel::{
 use crate::{
     bindings,
     logic::range::Range,
-    populate::can_pin, //
+    vm::populate::can_pin, //
 };
 
 /// A page of user memory in which to hand type1 its arguments: type1 reads them

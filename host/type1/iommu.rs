@@ -17,20 +17,20 @@ use kernel::{
 };
 
 use crate::{
-    info::Info,
     logic::{
         range::Range,
         table::Chunk, //
+    },
+    type1::info::Info,
+    type1::uapi::{
+        DmaMap,
+        DmaUnmap, //
     },
     type1::{
         self,
         Inner, //
     },
-    uapi::{
-        DmaMap,
-        DmaUnmap, //
-    },
-    user::UserPage, //
+    wrap::user::UserPage, //
 };
 
 static NEXT_ID: Atomic<u64> = Atomic::new(0);

@@ -124,7 +124,10 @@ impl WaitQueue {
 /// Makes a [`WaitQueue`] with a lock class of its own.
 macro_rules! new_wait_queue {
     ($name:literal) => {
-        $crate::wait::WaitQueue::new(kernel::optional_name!($name), kernel::static_lock_class!())
+        $crate::wrap::wait::WaitQueue::new(
+            kernel::optional_name!($name),
+            kernel::static_lock_class!(),
+        )
     };
 }
 pub(crate) use new_wait_queue;

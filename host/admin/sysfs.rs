@@ -8,15 +8,15 @@ use kernel::{
 };
 
 use crate::{
-    knobs::{
+    admin::knobs::{
         Hooks,
         Knobs, //
     },
-    kobject::{
+    vm, //
+    wrap::kobject::{
         Directory,
         Parent, //
     },
-    vm, //
 };
 
 /// The directories; dropping it removes them, when no VM is left.

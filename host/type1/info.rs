@@ -12,7 +12,7 @@ use crate::{
             Vector, //
         },
     },
-    uapi::{
+    type1::uapi::{
         get_u32,
         get_u64, //
     },

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The administrator's side: knobs and directories in sysfs.
+
+pub(crate) mod knobs;
+pub(crate) mod sysfs;

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Small safe wrappers of kernel objects.
+
+#[path = "../../include/wrap/kobject.rs"]
+pub(crate) mod kobject;
+pub(crate) mod pci;
+pub(crate) mod ratelimit;
+pub(crate) mod task;
+pub(crate) mod user;
+pub(crate) mod wait;
