@@ -9,6 +9,7 @@
 //! - [`mapper`]: the threads that map, and how to wait for them,
 //! - [`schedule`]: what they do next,
 //! - [`ram`]: what the containers' ioctls do to the tables,
+//! - [`masters`]: devices that master the bus,
 //! - [`guest`]: what the balloon's messages do to them,
 //! - [`stats`]: counters, and the VM's directory in sysfs.
 //!
@@ -21,7 +22,8 @@
 
 mod guest;
 mod mapper;
-pub(crate) mod populate;
+mod masters;
+mod populate;
 mod ram;
 mod schedule;
 mod stats;

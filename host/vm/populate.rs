@@ -23,10 +23,13 @@ use kernel::{
 };
 
 use crate::{
-    bindings,
     logic::range::{
         Align,
         Range, //
+    },
+    wrap::gup::{
+        touch,
+        Page, //
     }, //
 };
 
@@ -85,7 +88,7 @@ impl Memory {
     /// Context: a thread of the VM's process, may sleep; comes back soon after a fatal
     /// signal.
     pub(crate) fn populate(&self, mut go_on: impl FnMut() -> bool) -> Result<Populated> {
-        let mut pages = KVec::from_elem(Page(core::ptr::null_mut()), BATCH_PAGES, GFP_KERNEL)?;
+        let mut pages = KVec::from_elem(Page::NONE, BATCH_PAGES, GFP_KERNEL)?;
         loop {
             if !go_on() {
                 return Ok(Populated::Interrupted);
@@ -114,31 +117,4 @@ fn populate(batch: Range, pages: &mut [Page]) -> bool {
         at = at.saturating_add((count * PAGE_SIZE) as u64);
     }
     true
-}
-
-/// Whether the page at the user address `addr` can be pinned; provides it.
-///
-/// Context: as [`Memory::populate`].
-pub(crate) fn can_pin(addr: u64) -> bool {
-    touch(addr, &mut [Page(core::ptr::null_mut())]).is_some()
-}
-
-/// `struct page *`.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Page(*mut bindings::page);
-
-/// Makes pages from `addr` on present and writable, at most as many as `pages` has
-/// room for; returns how many, at least one, or `None` on failure.
-fn touch(addr: u64, pages: &mut [Page]) -> Option<usize> {
-    let flags = bindings::FOLL_WRITE | bindings::FOLL_LONGTERM;
-    let list = pages.as_mut_ptr().cast::<*mut bindings::page>();
-    // SAFETY: `list` has room for `pages.len()` pointers, at most BATCH_PAGES; any
-    // address of the current mm may be asked for.
-    let count =
-        unsafe { bindings::pin_user_pages_fast(addr as usize, pages.len() as i32, flags, list) };
-    let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
-    // SAFETY: The first `count` pages were pinned by the call above.
-    unsafe { bindings::unpin_user_pages(list, count) };
-    Some(count)
 }

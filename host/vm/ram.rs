@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the containers do to a VM: map and unmap RAM, and open devices.
+//! What the containers do to a VM: map and unmap RAM.
 //!
 //! All functions here may sleep; for the lock order see [`super`].
 
@@ -13,7 +13,6 @@ use crate::{
     admin::knobs::KNOBS,
     logic::{
         budget::Budget,
-        command::Need,
         memory_map::UserRange,
         range::Range,
         range_map::{
@@ -26,20 +25,10 @@ use crate::{
         },
     },
     type1::iommu::ContainerId,
-    vfio::gate,
     wrap::user, //
 };
 
-use super::{
-    State,
-    Vm, //
-};
-
-/// Where firmware's DMA goes: below 4 GiB.
-const FIRMWARE: Range = match Range::new(0, 1 << 32) {
-    Some(range) => range,
-    None => Range::ALL,
-};
+use super::Vm;
 
 impl Vm {
     /// Records a map of the caller instead of making it; false if it must be made now.
@@ -271,57 +260,5 @@ impl Vm {
             .covered(Range::ALL)
             .iter()
             .try_for_each(|block| f(block.range(), block.vaddr()))
-    }
-
-    /// Lets a device master the bus: first maps everything outside the balloon, or
-    /// what of it firmware may use.
-    ///
-    /// From then on maps are made at once, until [`Vm::close_gate`].
-    pub(crate) fn open_gate(&self, need: Need) -> Result {
-        let range = match need {
-            Need::Low => FIRMWARE,
-            Need::All => Range::ALL,
-        };
-        if !KNOBS.gate() {
-            self.state.lock().count(need, 1);
-            return Ok(());
-        }
-        if self.state.lock().status(Want::Outside, range) != Status::Done {
-            self.stats.gate_trips.add(1);
-        }
-        self.wait_mapped(Want::Outside, range, |state| state.count(need, 1))
-            .inspect_err(|_| self.stats.gate_refusals.add(1))?;
-        if need == Need::Low {
-            self.stats.firmware_passes.add(1);
-        }
-        Ok(())
-    }
-
-    /// The device no longer masters the bus.
-    pub(crate) fn close_gate(&self, need: Need) {
-        self.state.lock().count(need, -1);
-    }
-
-    /// Whether the VM is in the firmware phase.
-    pub(crate) fn in_firmware(&self) -> bool {
-        self.state.lock().firmware
-    }
-
-    /// The guest's operating system has shown itself, or may have.
-    pub(crate) fn end_firmware(&self) {
-        let ends = core::mem::take(&mut self.state.lock().firmware);
-        if ends {
-            gate::end_early(self);
-        }
-    }
-}
-
-impl State {
-    fn count(&mut self, need: Need, change: i32) {
-        let count = match need {
-            Need::Low => &mut self.early,
-            Need::All => &mut self.masters,
-        };
-        *count = count.saturating_add_signed(change);
     }
 }

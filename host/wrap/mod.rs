@@ -2,6 +2,7 @@
 
 //! Small safe wrappers of kernel objects.
 
+pub(crate) mod gup;
 #[path = "../../include/wrap/kobject.rs"]
 pub(crate) mod kobject;
 pub(crate) mod pci;

@@ -21,7 +21,7 @@ use kernel::{
 use crate::{
     bindings,
     logic::range::Range,
-    vm::populate::can_pin, //
+    wrap::gup::can_pin, //
 };
 
 /// A page of user memory in which to hand type1 its arguments: type1 reads them
