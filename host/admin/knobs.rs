@@ -44,6 +44,7 @@ pub(crate) struct Knobs {
     gate_policy: Atomic<bool>,
     firmware: Atomic<bool>,
     gate: Atomic<bool>,
+    trap: Atomic<bool>,
     hold: Atomic<bool>,
 }
 
@@ -64,6 +65,7 @@ pub(crate) static KNOBS: Knobs = Knobs {
     gate_policy: Atomic::new(false),
     firmware: Atomic::new(false),
     gate: Atomic::new(true),
+    trap: Atomic::new(true),
     hold: Atomic::new(false),
 };
 
@@ -166,6 +168,11 @@ impl Knobs {
         self.gate.load(Relaxed)
     }
 
+    /// Whether the use of a device that has asked to master the bus waits (off: for tests only).
+    pub(crate) fn trap(&self) -> bool {
+        self.trap.load(Relaxed)
+    }
+
     /// Whether balloons keep their size after the commit (on: for tests only).
     pub(crate) fn hold(&self) -> bool {
         self.hold.load(Relaxed)
@@ -218,6 +225,8 @@ impl Knobs {
         boolean!(c"firmware", firmware),
         // A debug knob: with it off, a device may lose DMA without a word.
         boolean!(c"gate", gate).mode(0o600),
+        // A debug knob: with it off, a device that is used too early may never work.
+        boolean!(c"trap", trap).mode(0o600),
         // A debug knob: taken off, it lets the balloons that it has held go on.
         Attribute::rw(
             c"hold",

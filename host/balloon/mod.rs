@@ -182,15 +182,16 @@ impl Backend for Balloon {
     fn driver_ok(&self, features: u64) -> Result {
         let worker = self.worker().ok_or(ENODEV)?;
         // Firmware has no driver for a balloon.
-        worker.vm.end_firmware();
+        worker.vm.driver_seen();
         if features & spec::F_DEFERRED != 0 {
             let session = self.front.session();
             session.set_lowest(worker.vm.lowest_unmapped());
             session.set_target(worker.vm.balloon_target());
             return Ok(());
         }
-        // Any other driver gets a plain balloon on memory that is all mapped (I4).
-        worker.vm.map_all()
+        // Any other driver gets a plain balloon whose target stays 0 (I4).
+        worker.vm.map_on();
+        Ok(())
     }
 
     fn quiesce(&self) {

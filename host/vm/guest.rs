@@ -18,7 +18,6 @@ use crate::{
         },
         vec::NoMemory, //
     },
-    vfio::gate,
     wrap::user, //
 };
 
@@ -80,7 +79,13 @@ impl Vm {
             let bytes = slot.table.inflate(range).map_err(|NoMemory| ENOMEM)?;
             most = bytes.max(most);
         }
+        if most > 0 {
+            // Less is missing outside the balloon: somebody may have waited for that.
+            state.wake_workers();
+        }
+        drop(state);
         self.stats.inflated_ranges.add(1);
+        self.changed.notify();
         Ok(most)
     }
 
@@ -117,12 +122,14 @@ impl Vm {
         })
     }
 
-    /// Maps all there is: for a guest that does not speak our protocol (contract I4).
-    pub(crate) fn map_all(&self) -> Result {
-        self.wait_mapped(Want::All, Range::ALL, |state| {
-            state.ready = true;
-            state.deadline = None;
-        })
+    /// Maps all there is in the background: for a guest that does not speak our protocol.
+    /// The bus-master gate holds its devices back meanwhile (contract I4).
+    pub(crate) fn map_on(&self) {
+        let mut state = self.state.lock();
+        state.ready = true;
+        state.deadline = None;
+        state.premap = true;
+        state.wake_workers();
     }
 
     /// The balloon device was reset: the guest may use all its memory again.
@@ -139,7 +146,7 @@ impl Vm {
             if state.status(Want::Outside, Range::ALL) != Status::Done {
                 state.arm_deadline();
             }
-            state.masters
+            state.masters()
         };
         self.changed.notify();
         if masters > 0 && KNOBS.gate() {
@@ -149,7 +156,7 @@ impl Vm {
                 if !dying && self.warnings.allows() {
                     pr_err!("{self}: memory could not be mapped ({e:?}): its devices stop\n");
                 }
-                gate::silence(self);
+                self.silence();
             }
         }
     }

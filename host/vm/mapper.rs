@@ -122,6 +122,7 @@ impl Work for Worker {
     fn killed(&self) {
         self.vm.state.lock().dead = true;
         self.vm.changed.notify();
+        self.vm.refuse_all();
     }
 }
 
@@ -224,6 +225,10 @@ impl Vm {
                 }
             }
         }
+        if let Some(news) = state.news() {
+            self.count_news(&news);
+            return Some(Job::Tell(news));
+        }
         let shortages = state.demands.shortages;
         let job = state.take(least);
         if state.demands.shortages != shortages {
@@ -250,6 +255,7 @@ impl Vm {
     fn finish(&self, job: Job) {
         match job {
             Job::Map(piece) => self.map(piece),
+            Job::Tell(news) => news.tell(),
             Job::Help(Provision {
                 id,
                 range,

@@ -29,6 +29,10 @@ mod schedule;
 mod stats;
 
 pub(crate) use guest::deflate_on;
+pub(crate) use masters::{
+    BusMaster,
+    MasterId, //
+};
 
 use kernel::{
     current,
@@ -78,6 +82,7 @@ use crate::{
     },
     wrap::ratelimit::Ratelimit,
     wrap::task::Task,
+    wrap::time::now,
     wrap::wait::{
         new_wait_queue,
         WaitQueue, //
@@ -85,6 +90,7 @@ use crate::{
 };
 
 use mapper::Worker;
+use masters::Master;
 use schedule::{
     Demands,
     Provision, //
@@ -123,10 +129,8 @@ struct State {
     balloon: Option<Session>,
     /// Nothing of the VM may be mapped right now: somebody counts what is.
     counting: u32,
-    /// Devices that were let through the bus-master gate with everything mapped.
-    masters: u32,
-    /// Devices that firmware was let through with, with RAM below 4 GiB mapped.
-    early: u32,
+    /// Devices that master the bus, or have asked to.
+    devices: KVec<Master>,
     /// No operating system has shown itself: the firmware phase.
     firmware: bool,
     /// The guest has committed, or is fully mapped: nothing new is deferred.
@@ -167,12 +171,6 @@ impl Slot {
         let sum = totals.ballooned.saturating_add(totals.mapping_balloon);
         sum.saturating_add(totals.failed_balloon)
     }
-}
-
-/// `CLOCK_MONOTONIC`, in nanoseconds.
-fn now() -> i64 {
-    // SAFETY: May be called from any context.
-    unsafe { crate::bindings::ktime_get() }
 }
 
 /// When the calling process was started, by [`now`].
@@ -303,9 +301,8 @@ impl Vm {
                     provisions: KVec::new(),
                     balloon: None,
                     counting: 0,
-                    masters: 0,
-                    early: 0,
-                    firmware: KNOBS.firmware(),
+                    devices: KVec::new(),
+                    firmware: true,
                     ready: false,
                     premap: false,
                     gate_only: false,
@@ -437,11 +434,6 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether the container has joined, and not left.
-    pub(crate) fn has_container(&self, id: ContainerId) -> bool {
-        self.state.lock().slot(id).is_some()
-    }
-
     /// Takes the container's slot away, once nothing of it is being mapped.
     ///
     /// Context: as [`Vm::unbind`]; waits for chunks that are being mapped.
@@ -451,6 +443,7 @@ impl Vm {
             let mut state = self.state.lock();
             state.slots.retain(|slot| slot.iommu.id() != id);
             state.forget_memory();
+            state.wake_workers();
         }
         self.changed.notify();
         self.drop_if_unused();

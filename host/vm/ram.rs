@@ -52,8 +52,7 @@ impl Vm {
         let mut guard = loop {
             let guard = self.state.lock();
             let served = guard.balloon.is_some() || guard.gate_only;
-            let mastered = guard.masters > 0 || guard.early > 0;
-            if guard.dead || guard.ready || mastered || !served {
+            if guard.dead || guard.ready || guard.is_mastered() || !served {
                 return Ok(false);
             }
             // What will be pinned later counts against the limit now.

@@ -33,6 +33,7 @@ use crate::{
 };
 
 use super::{
+    masters::News,
     now,
     State, //
 };
@@ -122,6 +123,8 @@ pub(super) struct Provision {
 
 /// What a thread does next.
 pub(super) enum Job {
+    /// A device is waited for.
+    Tell(News),
     Map(Piece),
     Help(Provision),
 }
@@ -129,6 +132,7 @@ pub(super) enum Job {
 impl Job {
     pub(super) fn urgency(&self) -> Urgency {
         match self {
+            Self::Tell(_) => Urgency::Part,
             Self::Map(piece) => piece.urgency,
             Self::Help(provision) => provision.urgency,
         }
@@ -256,7 +260,7 @@ impl State {
     /// so that nothing is lost.
     pub(super) fn interrupts(&mut self, id: ContainerId, chunk: Range, urgency: Urgency) -> bool {
         let paused = self.slot(id).is_none_or(|slot| slot.paused);
-        if self.dead || self.counting > 0 || paused {
+        if self.dead || self.counting > 0 || paused || self.has_news() {
             return true;
         }
         // Only for what this thread would take next, lest it take the same again.

@@ -58,16 +58,18 @@ pub(super) struct Stats {
     pub(super) misses: Counter,
     /// Deflated ranges that the guest was short of.
     pub(super) urgent: Counter,
-    /// Writes that set the bus-master bit and had to wait.
+    /// Requests to master the bus that somebody had to wait for.
     pub(super) gate_trips: Counter,
     /// Those that were refused, since memory could not be mapped.
     pub(super) gate_refusals: Counter,
-    /// Writes that set it for firmware, with RAM below 4 GiB mapped.
+    /// Devices that were let through for firmware, with RAM below 4 GiB mapped.
     pub(super) firmware_passes: Counter,
     /// Time limits that ran out without a commit.
     pub(super) fallbacks: Counter,
     /// Pieces that could not be mapped.
     pub(super) failures: Counter,
+    /// The longest wait at the bus-master gate, in nanoseconds.
+    gate_wait_max: Atomic<i64>,
     /// When everything was mapped for the first time, or 0.
     completed: Atomic<i64>,
 }
@@ -87,7 +89,19 @@ impl Stats {
             firmware_passes: Counter::new(),
             fallbacks: Counter::new(),
             failures: Counter::new(),
+            gate_wait_max: Atomic::new(0),
             completed: Atomic::new(0),
+        }
+    }
+
+    /// A wait at the bus-master gate has ended, after so many nanoseconds.
+    pub(super) fn gate_waited(&self, waited: i64) {
+        let mut most = self.gate_wait_max.load(Relaxed);
+        while waited > most {
+            match self.gate_wait_max.cmpxchg(most, waited, Relaxed) {
+                Ok(_) => return,
+                Err(other) => most = other,
+            }
         }
     }
 
@@ -144,8 +158,9 @@ pub(super) const FILES: &[Attribute<Vm>] = &[
         line(out, most(vm, |slot| slot.table.extent_count() as u64))
     }),
     Attribute::ro(c"masters", |vm, out| {
-        line(out, u64::from(vm.state.lock().masters))
+        line(out, u64::from(vm.state.lock().masters()))
     }),
+    Attribute::ro(c"asked", |vm, out| line(out, vm.asked())),
     Attribute::ro(c"messages", |vm, out| line(out, vm.stats.messages.get())),
     Attribute::ro(c"inflated_ranges", |vm, out| {
         line(out, vm.stats.inflated_ranges.get())
@@ -157,6 +172,10 @@ pub(super) const FILES: &[Attribute<Vm>] = &[
     Attribute::ro(c"gate_trips", |vm, out| {
         line(out, vm.stats.gate_trips.get())
     }),
+    Attribute::ro(c"gate_wait_max_ns", |vm, out| {
+        line(out, vm.stats.gate_wait_max.load(Relaxed).unsigned_abs())
+    }),
+    Attribute::ro(c"gate_waiting", |vm, out| vm.show_waiting(out)),
     Attribute::ro(c"gate_refusals", |vm, out| {
         line(out, vm.stats.gate_refusals.get())
     }),

@@ -2,11 +2,14 @@
 
 //! Small safe wrappers of kernel objects.
 
+pub(crate) mod fault;
 pub(crate) mod gup;
 #[path = "../../include/wrap/kobject.rs"]
 pub(crate) mod kobject;
+pub(crate) mod ksym;
 pub(crate) mod pci;
 pub(crate) mod ratelimit;
 pub(crate) mod task;
+pub(crate) mod time;
 pub(crate) mod user;
 pub(crate) mod wait;

@@ -9,7 +9,12 @@ use core::{
     ptr::NonNull, //
 };
 
-use crate::bindings;
+use kernel::prelude::*;
+
+use crate::{
+    bindings,
+    logic::config_space::SIZE, //
+};
 
 /// `PCI_D3hot`, whose macro is a cast.
 const D3HOT: bindings::pci_power_t = 3;
@@ -61,12 +66,31 @@ impl PciDevice {
         value
     }
 
-    /// Takes the bus-master bit away.
+    /// Config space without its extension; ones where the device does not answer.
+    ///
+    /// Context: may sleep, while the device is being reset.
+    pub(crate) fn config(&self) -> [u8; SIZE] {
+        let mut bytes = [0; SIZE];
+        for (at, byte) in (0..).zip(bytes.iter_mut()) {
+            // SAFETY: The device is valid, and `byte` may be written.
+            unsafe { bindings::pci_user_read_config_byte(self.0.as_ptr(), at, byte) };
+        }
+        bytes
+    }
+
+    /// Takes the bus-master bit away, past the driver. Where the driver puts back what it has read
+    /// of the register before, the bit may be there again.
     ///
     /// Context: any but a reset of the device.
     pub(crate) fn clear_master(&self) {
         // SAFETY: The device is valid.
         unsafe { bindings::pci_clear_master(self.0.as_ptr()) };
+    }
+
+    /// Its address, such as `0000:01:00.0`.
+    pub(crate) fn name(&self) -> &CStr {
+        // SAFETY: The device is valid, and its name, a C string, does not change while it is.
+        unsafe { CStr::from_char_ptr(bindings::dev_name(&raw const (*self.0.as_ptr()).dev)) }
     }
 
     /// Whether the device is in a power state in which it keeps what is written to it.

@@ -24,6 +24,7 @@
 pub(crate) mod budget;
 pub(crate) mod chain;
 pub(crate) mod command;
+pub(crate) mod config_space;
 pub(crate) mod eager;
 mod extents;
 mod le;

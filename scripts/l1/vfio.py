@@ -34,7 +34,8 @@ GET_DIRTY_BITMAP, UNMAP_ALL, UNMAP_VADDR = 1, 2, 4
 DIRTY_START, DIRTY_STOP, DIRTY_GET = 1, 2, 4
 CONFIG_REGION = 7
 COMMAND = 4
-MASTER = 4
+DECODE, MASTER = 2, 4
+BARS = range(6)
 CAP_DMA_AVAIL = 3
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
@@ -50,6 +51,7 @@ _libc.pwrite.restype = ctypes.c_ssize_t
 _libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -110,6 +112,13 @@ def answer(fd, request, argument=0):
         return -error.errno
 
 
+def load(address):
+    """What is at an address of this process, as a byte; other threads run meanwhile."""
+    byte = ctypes.create_string_buffer(1)
+    _libc.memcpy(byte, address, 1)
+    return byte.raw[0]
+
+
 def name(value):
     """An answer in words: an errno's name, or the number."""
     return errno.errorcode.get(-value, str(value)) if value < 0 else str(value)
@@ -118,10 +127,12 @@ def name(value):
 class Device:
     """An open device.
 
-    device  its descriptor
+    device   its descriptor
+    address  of the PCI device
     """
 
     def __init__(self, group, address):
+        self.address = address
         self.device = fcntl.ioctl(group, GROUP_GET_DEVICE_FD,
                                   bytearray(address.encode() + b"\0"))
 
@@ -149,10 +160,39 @@ class Device:
     def set_command(self, value):
         return self.config_write(COMMAND, struct.pack("=H", value))
 
+    def hardware_command(self):
+        """PCI_COMMAND as the device has it, whatever a guest is shown."""
+        with open(host.DEVICES / self.address / "config", "rb", buffering=0) as config:
+            return struct.unpack("=H", os.pread(config.fileno(), 2, COMMAND))[0]
+
+    def bar(self):
+        """(size, offset) of the first BAR that there is."""
+        return next(region for index in BARS if (region := self.region(index))[0])
+
+    def touch(self):
+        """Uses the device as a guest whose BARs are not mapped: writes to a register that
+        can only be read, or has no effect, on all devices that are tested. A device that
+        does not decode its BARs gets nothing of it."""
+        try:
+            return os.pwrite(self.device, bytes(4), self.bar()[1] + 8)
+        except OSError as error:
+            return -error.errno
+
+    def map_bar(self):
+        """The address of a mapping of the first BAR, and its size."""
+        size, offset = self.bar()
+        return memory(size, fd=self.device, offset=offset), size
+
     def set_master(self, on):
-        """Sets or clears the bus-master bit of PCI_COMMAND as a VMM does."""
+        """Sets or clears the bus-master bit of PCI_COMMAND, and uses the device then, as a
+        driver does. What config_write() gives; -ENOMEM if the device stays without the bit."""
         command = self.command()
-        return self.set_command(command | MASTER if on else command & ~MASTER)
+        result = self.set_command(command | MASTER if on else command & ~MASTER)
+        if on and result > 0:
+            self.touch()
+            if not self.hardware_command() & MASTER:
+                return -errno.ENOMEM
+        return result
 
     def set_power(self, state):
         """Puts the device into power state D0 to D3; what config_write() gives."""

@@ -22,6 +22,8 @@
  *                        back the page, which changes nothing for the IOMMU.
  *   result           r   of the last test: pages=N read_wrong=N write_wrong=N in
  *                        bytes, or changed=N for probe_ballooned
+ *   started         r    set_us=N touch_us=N: what setting the bus-master bit took
+ *                        at probe, and the first access to a register after it
  *
  * A test takes about half a second a page: the device takes 100 ms a transfer.
  */
@@ -36,6 +38,10 @@
 #include <linux/prandom.h>
 #include <linux/sizes.h>
 
+/* The low half is the same for all versions of the device. */
+#define EDU_ID		0x00
+#define EDU_ID_MASK	0xffff
+#define EDU_ID_VALUE	0x00ed
 #define EDU_SRC		0x80
 #define EDU_DST		0x88
 #define EDU_COUNT	0x90
@@ -55,6 +61,8 @@ struct edu {
 	u8 *wanted;		/* what a transfer should have brought */
 	u8 *saved;
 	u32 seed;
+	s64 set_us;	/* what setting the bus-master bit took */
+	s64 touch_us;	/* and the first access to a register after it */
 	char result[80];
 };
 
@@ -301,12 +309,23 @@ static ssize_t alloc_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RW(alloc);
 
+static ssize_t started_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	struct edu *edu = dev_get_drvdata(dev);
+
+	return sysfs_emit(buf, "set_us=%lld touch_us=%lld\n", edu->set_us,
+			  edu->touch_us);
+}
+static DEVICE_ATTR_RO(started);
+
 static struct attribute *edu_attrs[] = {
 	&dev_attr_alloc.attr,
 	&dev_attr_all.attr,
 	&dev_attr_gpa.attr,
 	&dev_attr_probe_ballooned.attr,
 	&dev_attr_result.attr,
+	&dev_attr_started.attr,
 	NULL
 };
 ATTRIBUTE_GROUPS(edu);
@@ -317,6 +336,21 @@ static void edu_free(void *data)
 
 	free_pages_list(&edu->pages);
 	__free_page(edu->scratch);
+}
+
+/* Sets the bus-master bit, and uses the device: what the host's gate waits for. */
+static int edu_start(struct pci_dev *pdev, struct edu *edu)
+{
+	ktime_t before = ktime_get(), set, touched;
+	u32 ident;
+
+	pci_set_master(pdev);
+	set = ktime_get();
+	ident = readl(edu->regs + EDU_ID);
+	touched = ktime_get();
+	edu->set_us = ktime_us_delta(set, before);
+	edu->touch_us = ktime_us_delta(touched, set);
+	return (ident & EDU_ID_MASK) == EDU_ID_VALUE ? 0 : -ENODEV;
 }
 
 static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
@@ -346,9 +380,7 @@ static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (!edu->wanted || !edu->saved)
 		return -ENOMEM;
 	pci_set_drvdata(pdev, edu);
-	/* What the host's gate waits for. */
-	pci_set_master(pdev);
-	return 0;
+	return edu_start(pdev, edu);
 }
 
 static void edu_remove(struct pci_dev *pdev)

@@ -109,7 +109,7 @@ bool shows_config(void)
 	return WIFEXITED(state) && WEXITSTATUS(state) != 127;
 }
 
-/* A driver of another kind waits at DRIVER_OK for all to be mapped. */
+/* A driver of another kind starts at once: the bus-master gate holds devices back. */
 static void test_other_driver(void)
 {
 	pid_t driver;
@@ -119,15 +119,10 @@ static void test_other_driver(void)
 	need(driver >= 0, "fork");
 	if (!driver)
 		_exit(driver_ok());
-	poll(NULL, 0, SILENCE_MS);
-	ok(waitpid(driver, NULL, WNOHANG) == 0, "a driver of another kind waits");
-
+	ok(ends(driver) == 0, "a driver of another kind starts while memory is missing");
+	ok(status() & VIRTIO_CONFIG_S_DRIVER_OK &&
+	   !(status() & VIRTIO_CONFIG_S_NEEDS_RESET), "and finds the device in order");
 	ok(shows_config(), "who asks for the device's configuration is answered");
-	kill(driver, SIGKILL);
-	ok(ends(driver) == SIGKILL, "the VMM can be killed then");
-	ok(status() & VIRTIO_CONFIG_S_NEEDS_RESET &&
-	   status() & VIRTIO_CONFIG_S_DRIVER_OK,
-	   "and the driver has to reset the device");
 }
 
 static void *close_device(void *done)

@@ -23,6 +23,13 @@ class Edu:
         text = self._run(f"echo {value} >{file} && cat result", timeout)
         return {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", text)}
 
+    def started(self):
+        """Microseconds that setting the bus-master bit took the driver, and its first
+        access to a register after that, by L2's clock."""
+        text = self._run("cat started", 60)
+        times = {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", text)}
+        return times["set_us"], times["touch_us"]
+
     def alloc(self, count):
         """Takes pages above 4 GiB; returns the addresses of the latest, up to 300."""
         text = self._run(f"echo {count} >alloc && cat alloc", 60)

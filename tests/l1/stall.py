@@ -20,13 +20,15 @@ SOON = 60
 
 
 class Stall:
-    """A page, and another one behind it that is there.
+    """A page, and memory behind it of which the first page is there.
 
-    address  of the second one
+    start    of the page that is not there
+    address  of what is behind it
     """
 
-    def __init__(self):
-        self._start = memory(2 * PAGE)
+    def __init__(self, behind=PAGE):
+        self._size = PAGE + behind
+        self.start = self._start = memory(self._size)
         self.address = self._start + PAGE
         ctypes.memset(self.address, 0, PAGE)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -54,4 +56,4 @@ class Stall:
     def __exit__(self, *_):
         self.go_on()
         os.close(self._fd)
-        unmap_memory(self._start, 2 * PAGE)
+        unmap_memory(self._start, self._size)

@@ -19,7 +19,7 @@ import bed
 import tap
 
 # In the order in which they run, in two halves that take about as long.
-HALVES = [["awake", "lost", "type1", "emulated", "mapper", "memory", "threads", "scope",
+HALVES = [["awake", "lost", "touch", "type1", "emulated", "mapper", "memory", "threads", "scope",
            "hostile"],
           ["gate", "firmware", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
            "lifecycle"]]

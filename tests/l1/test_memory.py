@@ -117,7 +117,7 @@ def hole(_):
     with memfd(SIZE // 2) as fd, open_container() as c:
         ram = vfio.memory(SIZE, fd=fd)
         equal("map", c.map(IOVA, SIZE, ram), 0)
-        equal("answer to the write", vfio.name(c.set_master(True)), "ENOMEM")
+        equal("answer to the driver", vfio.name(c.set_master(True)), "ENOMEM")
         at_least("failed_bytes", stat("failed_bytes"), HUGE)
         os.ftruncate(fd, SIZE)
         equal("bytes written", c.set_master(True), 2)

@@ -146,7 +146,7 @@ def gate_refuses(new):
     with new() as c:
         equal("map", c.map(IOVA, SIZE, ram), 0)
         vfio.protect(ram + SIZE // 2, SIZE // 2, PROT_NONE)
-        equal("answer to the write", vfio.name(c.set_master(True)), "ENOMEM")
+        equal("answer to the driver", vfio.name(c.set_master(True)), "ENOMEM")
         equal("gate_refusals", stat("gate_refusals"), 1)
         equal("masters", stat("masters"), 0)
         at_least("failed_bytes", stat("failed_bytes"), 2 * bed.MIB)

@@ -6,9 +6,11 @@
 //! maps, unmaps, group changes and the opening of devices of one container in a
 //! row; the mapping threads do not take it. Nor does what the driver of an emulated
 //! device calls ([`Container::settle`]): it may hold a lock that it takes as well when
-//! type1 tells it of an unmap, and then `ops` is held. `vm` is a leaf.
+//! type1 tells it of an unmap, and then `ops` is held. `membership` is a leaf.
 
 mod masters;
+
+use masters::Membership;
 
 use kernel::{
     ffi::{
@@ -31,7 +33,6 @@ use crate::{
         Range, //
     },
     type1::iommu::{
-        ContainerId,
         Iommu, //
     },
     type1::uapi::{
@@ -58,8 +59,6 @@ struct Ops {
     groups: usize,
     /// It has, or has had, a device that the bus-master gate cannot hold back.
     ungated: bool,
-    /// Devices that master the bus.
-    masters: u32,
 }
 
 /// One container, from `VFIO_SET_IOMMU` on.
@@ -70,9 +69,8 @@ pub(crate) struct Container {
     v2: bool,
     #[pin]
     ops: Mutex<Ops>,
-    /// `Ops::vm`, for those who must not wait for `ops`; changed under it.
     #[pin]
-    vm: Mutex<Option<Arc<Vm>>>,
+    membership: Mutex<Membership>,
 }
 
 impl Container {
@@ -87,9 +85,11 @@ impl Container {
                     early: false,
                     groups: 0,
                     ungated: false,
+                }),
+                membership <- new_mutex!(Membership {
+                    vm: None,
                     masters: 0,
                 }),
-                vm <- new_mutex!(None),
             }? Error),
             GFP_KERNEL,
         )
@@ -106,7 +106,7 @@ impl Container {
     pub(crate) fn close(&self) {
         let vm = {
             let mut ops = self.ops.lock();
-            self.vm.lock().take();
+            self.membership.lock().vm.take();
             ops.vm.take()
         };
         if let Some(vm) = vm {
@@ -131,7 +131,7 @@ impl Container {
         if ops.vm.is_some() {
             return Ok(ops.vm.clone());
         }
-        if ops.masters > 0 {
+        if self.membership.lock().masters > 0 {
             ops.early = true;
             return Ok(None);
         }
@@ -159,8 +159,19 @@ impl Container {
         if ops.early {
             pr_warn!("{vm}: RAM was mapped before the balloon was there, so nothing is deferred: put its device before any vfio-pci\n");
         }
+        let mastered = {
+            let mut membership = self.membership.lock();
+            let free = membership.masters == 0;
+            membership.vm = free.then(|| vm.clone());
+            !free
+        };
+        if mastered {
+            // A device came to master the bus while we looked.
+            vm.leave(self.iommu.id());
+            ops.early = true;
+            return Ok(None);
+        }
         ops.vm = Some(vm.clone());
-        *self.vm.lock() = Some(vm.clone());
         Ok(Some(vm))
     }
 
@@ -217,6 +228,9 @@ impl Container {
             vm.check_overlap(self.iommu.id(), iova)?;
         }
         let ret = self.inner().ioctl(type1::MAP_DMA, arg);
+        if !plain {
+            vm.pages_mapped();
+        }
         if ret == 0 {
             // The balloon's device writes: ROM is not for the guest to name.
             let ram = plain && map.flags == DmaMap::READ_WRITE;
@@ -363,7 +377,7 @@ impl Container {
     /// Context: the driver of an emulated device, with whatever locks it has. Since its
     /// group was attached there is nothing left to map, so that this does not sleep for it.
     pub(crate) fn settle(&self, range: Range) -> Result {
-        let vm = self.vm.lock().clone();
+        let vm = self.vm_now();
         vm.map_or(Ok(()), |vm| vm.settle_in(self.iommu.id(), range))
     }
 
@@ -386,6 +400,7 @@ impl Container {
         let result = attach().and_then(|()| self.check_deferred(&ops).inspect_err(|_| detach()));
         if let Some(vm) = &ops.vm {
             vm.resume(self.iommu.id());
+            vm.pages_mapped();
         }
         result?;
         ops.ungated |= !gateable;
@@ -417,10 +432,5 @@ impl Container {
         if let (Some(vm), true) = (&ops.vm, ops.groups > 0) {
             vm.resume(self.iommu.id());
         }
-    }
-
-    /// Tells it from all others.
-    pub(crate) fn id(&self) -> ContainerId {
-        self.iommu.id()
     }
 }

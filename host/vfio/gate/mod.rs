@@ -5,15 +5,25 @@
 //!
 //! vfio-pci clears bus mastering when a device is opened, and user space can set
 //! it only through the device's config space. An open device therefore gets a
-//! copy of its operations whose `read` and `write` look at `PCI_COMMAND`; see
-//! [`device`] for what they do then. A device that cannot have one does not open.
+//! copy of its operations that look at `PCI_COMMAND`. A guest that sets the bit while memory is
+//! missing reads it as set, and the device gets it once the memory is mapped. Only who uses the
+//! device before that waits. A device that cannot have such operations does not open.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `ops.rs` | the operations that replace a driver's |
+//! | `bars.rs` | faults of mapped BARs |
+//! | `device.rs` | one device: what its register means, who waits |
+//! | `register.rs` | the register itself |
 //!
 //! Lock order: `GATES` is a leaf; it is not held while the gate waits.
 //!
-//! Source: `include/linux/vfio.h`, `include/linux/vfio_pci_core.h` (regions),
-//! `drivers/vfio/vfio_main.c`.
+//! Source: `include/linux/vfio.h`, `drivers/vfio/vfio_main.c`.
 
+mod bars;
 mod device;
+mod ops;
+mod register;
 
 use core::ptr::{
     addr_of_mut,
@@ -21,11 +31,7 @@ use core::ptr::{
 };
 
 use kernel::{
-    bindings::loff_t,
-    ffi::{
-        c_char,
-        c_int, //
-    },
+    ffi::c_int,
     prelude::*,
     sync::{
         global_lock,
@@ -40,21 +46,14 @@ use kernel::{
 use crate::{
     bindings,
     vfio::container::Container,
-    vm::Vm, //
-    wrap::pci::PciDevice,
+    wrap::pci::PciDevice, //
 };
 
-use device::Device;
+use bars::Bars;
+use device::GatedDevice;
+use register::Register;
 
-/// `VFIO_PCI_OFFSET_SHIFT`: a file offset is a region's index and an offset in it.
-const REGION_SHIFT: u32 = 40;
-/// Where the bus-master bit is in config space: the low byte of `PCI_COMMAND`.
-const COMMAND: u64 = bindings::PCI_COMMAND as u64;
-
-// The logic restates the header.
-const _: () = assert!(crate::logic::command::MASTER as u32 == bindings::PCI_COMMAND_MASTER);
-
-/// A driver's operations with the gate's `read` and `write`, and the originals.
+/// A driver's operations with the gate's functions, and the originals.
 ///
 /// They are shared by all devices of the driver and live until this module goes:
 /// the VFIO core may still look at them when a device has just been closed.
@@ -68,19 +67,21 @@ struct GatedOps {
 /// An open device.
 struct Gate {
     vdev: NonNull<bindings::vfio_device>,
-    device: Arc<Device>,
+    /// What its descriptors map: the same for all, and for no other device.
+    mapping: *const bindings::address_space,
+    device: Arc<GatedDevice>,
 }
 
 /// A device whose opening is going to fail.
 struct Refused {
     vdev: NonNull<bindings::vfio_device>,
     original: *const bindings::vfio_device_ops,
+    /// The driver's operations but for `open_device`.
+    ops: bindings::vfio_device_ops,
 }
 
 struct Gates {
     open: KVec<Gate>,
-    /// Counts the changes of `open`.
-    changes: u64,
     drivers: KVec<KBox<GatedOps>>,
     refused: Option<Refused>,
 }
@@ -92,23 +93,10 @@ global_lock! {
     // SAFETY: Initialised in `Registration::new`, before any device can be opened through us.
     unsafe(uninit) static GATES: Mutex<Gates> = Gates {
         open: KVec::new(),
-        changes: 0,
         drivers: KVec::new(),
         refused: None,
     };
 }
-
-/// Operations of a device that does not open.
-struct Refusal(bindings::vfio_device_ops);
-
-// SAFETY: They are constant.
-unsafe impl Sync for Refusal {}
-
-static REFUSAL: Refusal = Refusal(bindings::vfio_device_ops {
-    open_device: Some(refuse_open),
-    // SAFETY: All other fields are pointers: zero is `None` and NULL.
-    ..unsafe { core::mem::zeroed() }
-});
 
 extern "C" fn refuse_open(_vdev: *mut bindings::vfio_device) -> c_int {
     ENOMEM.to_errno()
@@ -122,8 +110,11 @@ impl Registration {
     ///
     /// Called once, at module initialisation, before a device can be opened.
     pub(crate) unsafe fn new() -> Self {
-        // SAFETY: As this function's.
-        unsafe { GATES.init() };
+        // SAFETY: Both are called once, by this function's own requirement.
+        unsafe {
+            GATES.init();
+            bars::init();
+        }
         Self(())
     }
 }
@@ -131,6 +122,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Devices hold a reference to this module, so there are none.
+        bars::exit();
         // A static is never dropped, so what emptied vectors keep goes here, too.
         let drivers = {
             let mut gates = GATES.lock();
@@ -159,34 +151,52 @@ pub(crate) unsafe fn install(container: Arc<Container>, vdev: *mut bindings::vfi
     let Some(vdev) = NonNull::new(vdev) else {
         return;
     };
-    // SAFETY: As this function's.
+    // SAFETY: `vdev` is valid in its first open.
     let pci = unsafe { PciDevice::get((*vdev.as_ptr()).dev) };
     let result = match pci {
-        // SAFETY: As this function's.
+        // SAFETY: `vdev` is in its first open, by this function's requirement.
         Some(pci) => unsafe { try_install(&container, vdev, pci) },
         None => container.open_ungated(),
     };
     if let Err(e) = result {
         pr_err!("a device cannot be opened behind the bus-master gate: {e:?}\n");
-        // SAFETY: As this function's.
+        // SAFETY: `vdev` is in its first open, by this function's requirement.
         unsafe { refuse(vdev) };
     }
 }
 
 /// # Safety
 ///
-/// As [`install`].
+/// `vdev` is in its first open: nobody has a descriptor of it yet.
 unsafe fn try_install(
     container: &Arc<Container>,
     vdev: NonNull<bindings::vfio_device>,
     pci: PciDevice,
 ) -> Result {
-    let device = Device::new(pci, container.clone())?;
+    // SAFETY: A registered device has operations and an inode, whose mapping never changes.
+    let (original, mapping) = unsafe {
+        let inode = (*vdev.as_ptr()).inode;
+        (
+            (*vdev.as_ptr()).ops.cast_mut(),
+            (*inode).i_mapping.cast_const(),
+        )
+    };
+    let original = NonNull::new(original).ok_or(ENODEV)?;
+    // SAFETY: `remove` closes the device before it is closed for good; its operations have what
+    // `ops_for` demands.
+    let device = unsafe {
+        let register = Register::new(pci, vdev, original);
+        GatedDevice::new(register, Bars::new(vdev)?, container.clone())?
+    };
     let mut gates = GATES.lock();
-    // SAFETY: A registered device has operations.
-    let ops = unsafe { gates.ops_for((*vdev.as_ptr()).ops)? };
-    gates.open.push(Gate { vdev, device }, GFP_KERNEL)?;
-    gates.changes = gates.changes.wrapping_add(1);
+    // SAFETY: The operations are those of a registered device.
+    let ops = unsafe { gates.ops_for(original.as_ptr())? };
+    let gate = Gate {
+        vdev,
+        mapping,
+        device,
+    };
+    gates.open.push(gate, GFP_KERNEL)?;
     // SAFETY: Nobody calls the operations of a device in its first open but the
     // opener itself; others may read the pointer, and both values are valid.
     unsafe { set_ops(vdev, ops) };
@@ -197,16 +207,26 @@ unsafe fn try_install(
 ///
 /// # Safety
 ///
-/// As [`install`].
+/// `vdev` is in its first open: nobody has a descriptor of it yet.
 unsafe fn refuse(vdev: NonNull<bindings::vfio_device>) {
     loop {
         let mut gates = GATES.lock();
         if gates.refused.is_none() {
-            // SAFETY: A registered device has operations.
-            let original = unsafe { (*vdev.as_ptr()).ops };
-            gates.refused = Some(Refused { vdev, original });
-            // SAFETY: As in `try_install`.
-            unsafe { set_ops(vdev, &REFUSAL.0) };
+            // SAFETY: A registered device has operations, which are plain data.
+            let (original, mut ops) = unsafe {
+                let original = (*vdev.as_ptr()).ops;
+                (original, original.read())
+            };
+            // Others look at the rest of them meanwhile, without a lock.
+            ops.open_device = Some(refuse_open);
+            let refused = gates.refused.insert(Refused {
+                vdev,
+                original,
+                ops,
+            });
+            // SAFETY: As in `try_install`, nobody but the opener calls them. They stay where they
+            // are until `remove` has put the originals back.
+            unsafe { set_ops(vdev, &refused.ops) };
             return;
         }
         drop(gates);
@@ -219,7 +239,7 @@ unsafe fn refuse(vdev: NonNull<bindings::vfio_device>) {
 ///
 /// `vdev` is valid, and nobody but its opener calls its operations.
 unsafe fn set_ops(vdev: NonNull<bindings::vfio_device>, ops: *const bindings::vfio_device_ops) {
-    // SAFETY: As this function's.
+    // SAFETY: `vdev` is valid by this function's requirement.
     unsafe { addr_of_mut!((*vdev.as_ptr()).ops).write_volatile(ops) };
 }
 
@@ -232,7 +252,7 @@ pub(crate) unsafe fn remove(vdev: *mut bindings::vfio_device) {
     let device = {
         let mut gates = GATES.lock();
         if let Some(refused) = gates.refused.take_if(|r| r.vdev.as_ptr() == vdev) {
-            // SAFETY: As this function's.
+            // SAFETY: `vdev` is valid, and nobody has a descriptor of it.
             unsafe { set_ops(refused.vdev, refused.original) };
             return;
         }
@@ -240,7 +260,6 @@ pub(crate) unsafe fn remove(vdev: *mut bindings::vfio_device) {
         let Some(gate) = index.and_then(|i| gates.open.remove(i).ok()) else {
             return;
         };
-        gates.changes = gates.changes.wrapping_add(1);
         // SAFETY: `vdev` is valid; `install` has put a `GatedOps` there.
         unsafe {
             let gated = (*vdev).ops.cast::<GatedOps>();
@@ -249,41 +268,6 @@ pub(crate) unsafe fn remove(vdev: *mut bindings::vfio_device) {
         gate.device
     };
     device.closed();
-}
-
-/// Calls `f` for each open device of the VM, for some more than once.
-fn each_of(vm: &Vm, f: impl Fn(&Device)) {
-    let mut index = 0;
-    let mut changes = GATES.lock().changes;
-    loop {
-        let gates = GATES.lock();
-        if gates.changes != changes {
-            // Devices have come or gone: none must be missed.
-            changes = gates.changes;
-            index = 0;
-        }
-        let Some(gate) = gates.open.get(index) else {
-            return;
-        };
-        let device = gate.device.clone();
-        drop(gates);
-        if vm.has_container(device.container().id()) {
-            f(&device);
-        }
-        index += 1;
-    }
-}
-
-/// Memory of the VM outside the balloon could not be mapped: none of its devices
-/// masters the bus any more. May sleep.
-pub(crate) fn silence(vm: &Vm) {
-    each_of(vm, Device::silence);
-}
-
-/// The VM's firmware phase is over: what firmware left mastering the bus may do so
-/// no longer. May sleep.
-pub(crate) fn end_early(vm: &Vm) {
-    each_of(vm, Device::end_early);
 }
 
 impl Gates {
@@ -296,16 +280,13 @@ impl Gates {
         &mut self,
         original: *const bindings::vfio_device_ops,
     ) -> Result<*const bindings::vfio_device_ops> {
-        // SAFETY: As this function's; the structure is plain data.
+        // SAFETY: Valid by this function's requirement; the structure is plain data.
         let mut ops = unsafe { original.read() };
-        ops.read.ok_or(ENODEV)?;
-        ops.read = Some(read);
-        ops.write.ok_or(ENODEV)?;
-        ops.write = Some(write);
-
+        ops::replace(&mut ops)?;
         // A module may be gone and another have its address: compare all of it.
         let known = self.drivers.iter().find(|known| {
-            core::ptr::eq(known.original, original) && bytes_of(&known.ops) == bytes_of(&ops)
+            core::ptr::eq(known.original, original)
+                && ops::bytes_of(&known.ops) == ops::bytes_of(&ops)
         });
         if let Some(known) = known {
             return Ok(&known.ops);
@@ -317,102 +298,19 @@ impl Gates {
     }
 }
 
-fn bytes_of(ops: &bindings::vfio_device_ops) -> &[u8] {
-    // SAFETY: The structure consists of pointers only, so all its bytes are initialised.
-    unsafe {
-        core::slice::from_raw_parts(
-            core::ptr::from_ref(ops).cast(),
-            size_of::<bindings::vfio_device_ops>(),
-        )
-    }
-}
-
-/// The driver's own operations of an open device.
-///
-/// # Safety
-///
-/// `vdev` is an open device whose operations are a [`GatedOps`].
-unsafe fn original<'a>(vdev: *mut bindings::vfio_device) -> &'a bindings::vfio_device_ops {
-    // SAFETY: As this function's; the driver's operations outlive its devices.
-    unsafe { &*(*(*vdev).ops.cast::<GatedOps>()).original }
-}
-
 /// The gate of an open device.
-fn device(vdev: *mut bindings::vfio_device) -> Option<Arc<Device>> {
+fn device_of(vdev: *mut bindings::vfio_device) -> Option<Arc<GatedDevice>> {
     let gates = GATES.lock();
     let gate = gates.open.iter().find(|g| g.vdev.as_ptr() == vdev)?;
     Some(gate.device.clone())
 }
 
-/// Whether the file offset is one in config space.
-fn is_config(offset: u64) -> bool {
-    offset >> REGION_SHIFT == u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX)
-}
-
-/// Which byte of an access of `count` bytes at `offset` is the low one of
-/// `PCI_COMMAND`, if any.
-fn command_byte(offset: u64, count: usize) -> Option<usize> {
-    if !is_config(offset) {
-        return None;
-    }
-    let start = offset & ((1 << REGION_SHIFT) - 1);
-    let index = usize::try_from(COMMAND.checked_sub(start)?).ok()?;
-    (index < count).then_some(index)
-}
-
-/// `vfio_device_ops::read` of a gated device.
-///
-/// Context: a `read()` on the device's descriptor, may sleep.
-extern "C" fn read(
-    vdev: *mut bindings::vfio_device,
-    buffer: *mut c_char,
-    count: usize,
-    position: *mut loff_t,
-) -> isize {
-    // SAFETY: The core passes a valid position, and an open device whose
-    // operations are a `GatedOps`, or else nobody would have called here.
-    let (offset, original) = unsafe { (*position as u64, original(vdev).read) };
-    let Some(original) = original else {
-        return EINVAL.to_errno() as isize;
-    };
-    // SAFETY: The core's own call, handed on.
-    let count_read = unsafe { original(vdev, buffer, count, position) };
-    if count_read > 0 && command_byte(offset, count).is_some() {
-        if let Some(device) = device(vdev) {
-            device.command_read();
-        }
-    }
-    count_read
-}
-
-/// `vfio_device_ops::write` of a gated device.
-///
-/// Context: a `write()` on the device's descriptor, may sleep.
-extern "C" fn write(
-    vdev: *mut bindings::vfio_device,
-    buffer: *const c_char,
-    count: usize,
-    position: *mut loff_t,
-) -> isize {
-    // SAFETY: As in `read`.
-    let (offset, original) = unsafe { (*position as u64, original(vdev).write) };
-    let Some(original) = original else {
-        return EINVAL.to_errno() as isize;
-    };
-    // SAFETY: The core's own call, handed on.
-    let forward = || unsafe { original(vdev, buffer, count, position) };
-    let Some(index) = command_byte(offset, count) else {
-        let written = forward();
-        if is_config(offset) {
-            if let Some(device) = device(vdev) {
-                device.config_written();
-            }
-        }
-        return written;
-    };
-    let address = (buffer as usize).wrapping_add(index);
-    device(vdev)
-        .ok_or(EIO)
-        .and_then(|device| device.write_command(address, forward))
-        .unwrap_or_else(|e| e.to_errno() as isize)
+/// The gate of the open device whose descriptors map `mapping`.
+fn device_of_mapping(mapping: *const bindings::address_space) -> Option<Arc<GatedDevice>> {
+    let gates = GATES.lock();
+    let gate = gates
+        .open
+        .iter()
+        .find(|g| core::ptr::eq(g.mapping, mapping))?;
+    Some(gate.device.clone())
 }
