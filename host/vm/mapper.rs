@@ -386,7 +386,7 @@ impl Vm {
             if state.dead {
                 return Err(ESRCH);
             }
-            let id = state.demands.push(want, range)?;
+            let id = state.demands.push(want, range, true)?;
             state.wake_workers();
             (id, state.demands.shortages)
         };

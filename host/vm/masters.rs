@@ -273,19 +273,17 @@ impl State {
         }
     }
 
-    /// Makes what a device asked for a demand of the mapping threads.
+    /// Makes what a device asked for a demand of the mapping threads: one that somebody waits for
+    /// if the guest has touched the device, and else background work.
     fn demand(&mut self, id: MasterId) -> Result {
-        let Some(Stage::Asked { need, demand, .. }) = self.master(id).map(|m| &m.stage) else {
+        let Some(&Stage::Asked { need, touched, .. }) = self.master(id).map(|m| &m.stage) else {
             return Ok(());
         };
-        if demand.is_some() {
-            return Ok(());
-        }
-        let range = range_of(*need);
+        let range = range_of(need);
         for slot in self.slots.iter_mut() {
             slot.table.retry(range).map_err(|NoMemory| ENOMEM)?;
         }
-        let new = self.demands.push(Want::Outside, range)?;
+        let new = self.demands.push(Want::Outside, range, touched)?;
         let now = self.demands.shortages;
         if let Some(Stage::Asked {
             demand,
@@ -294,9 +292,11 @@ impl State {
             ..
         }) = self.master(id).map(|m| &mut m.stage)
         {
-            *demand = Some(new);
             *shortages = now;
             *refused = false;
+            if let Some(old) = demand.replace(new) {
+                self.demands.remove(old);
+            }
         }
         Ok(())
     }
@@ -431,8 +431,8 @@ impl Vm {
         if missing {
             if first {
                 self.stats.gate_trips.add(1);
+                state.demand(id)?;
             }
-            state.demand(id)?;
         }
         state.wake_workers();
         Ok(())

@@ -49,19 +49,22 @@ pub(super) enum Urgency {
     Part,
 }
 
-/// Somebody waits for this.
+/// Somebody waits for this, or is expected to.
 #[derive(Clone, Copy)]
 struct Demand {
     id: u64,
     want: Want,
     range: Range,
+    /// Somebody waits for it already.
+    awaited: bool,
 }
 
 impl Demand {
     fn urgency(&self) -> Urgency {
-        match self.range == Range::ALL {
-            true => Urgency::Everything,
-            false => Urgency::Part,
+        match (self.awaited, self.range == Range::ALL) {
+            (false, _) => Urgency::Background,
+            (true, true) => Urgency::Everything,
+            (true, false) => Urgency::Part,
         }
     }
 }
@@ -83,9 +86,15 @@ impl Demands {
         }
     }
 
-    pub(super) fn push(&mut self, want: Want, range: Range) -> Result<u64> {
+    /// Adds a demand; `awaited`: somebody waits for it, and does not only expect it.
+    pub(super) fn push(&mut self, want: Want, range: Range, awaited: bool) -> Result<u64> {
         let id = self.next;
-        let demand = Demand { id, want, range };
+        let demand = Demand {
+            id,
+            want,
+            range,
+            awaited,
+        };
         let urgency = demand.urgency();
         let before = |d: &&Demand| d.urgency() >= urgency;
         let index = self.list.iter().take_while(before).count();
@@ -157,6 +166,10 @@ impl State {
             let Some(&demand) = self.demands.list.get(index) else {
                 break;
             };
+            let background = demand.urgency() == Urgency::Background;
+            if demand.urgency() < least || background && self.rest_until > now() {
+                continue;
+            }
             match self.take_from(demand.want, demand.range, demand.urgency()) {
                 Ok(Some(piece)) => return Some(piece),
                 Ok(None) => {}

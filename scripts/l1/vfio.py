@@ -133,6 +133,7 @@ class Device:
 
     def __init__(self, group, address):
         self.address = address
+        self._maps = []
         self.device = fcntl.ioctl(group, GROUP_GET_DEVICE_FD,
                                   bytearray(address.encode() + b"\0"))
 
@@ -179,9 +180,11 @@ class Device:
             return -error.errno
 
     def map_bar(self):
-        """The address of a mapping of the first BAR, and its size."""
+        """The address of a mapping of the first BAR, and its size. It goes with the device,
+        which it keeps open."""
         size, offset = self.bar()
-        return memory(size, fd=self.device, offset=offset), size
+        self._maps.append((memory(size, fd=self.device, offset=offset), size))
+        return self._maps[-1]
 
     def set_master(self, on):
         """Sets or clears the bus-master bit of PCI_COMMAND, and uses the device then, as a
@@ -206,7 +209,12 @@ class Device:
     def reset_device(self):
         return answer(self.device, DEVICE_RESET)
 
+    def unmap_bars(self):
+        while self._maps:
+            unmap_memory(*self._maps.pop())
+
     def close(self):
+        self.unmap_bars()
         os.close(self.device)
 
 
@@ -220,6 +228,7 @@ class Container(Device):
     def __init__(self, address, balloon=None):
         self.balloon = self.fd = self.group = self.device = None
         self.others = []
+        self._maps = []
         try:
             self._open(address, balloon)
         except OSError:
@@ -304,6 +313,7 @@ class Container(Device):
         os.close(self.others.pop())
 
     def close(self):
+        self.unmap_bars()
         for fd in (*self.others, self.device, self.group, self.fd, self.balloon):
             if fd is not None:
                 os.close(fd)

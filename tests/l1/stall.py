@@ -30,13 +30,14 @@ class Stall:
         self._size = PAGE + behind
         self.start = self._start = memory(self._size)
         self.address = self._start + PAGE
-        ctypes.memset(self.address, 0, PAGE)
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.syscall(SYSCALL, os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "userfaultfd")
         fcntl.ioctl(self._fd, API, struct.pack("=QQQ", VERSION, 0, 0))
         fcntl.ioctl(self._fd, REGISTER, struct.pack("=QQQQ", self._start, PAGE, MISSING, 0))
+        # Not before: it might come with its neighbours, as a huge page.
+        ctypes.memset(self.address, 0, PAGE)
         self._stalls = True
 
     def wait(self):
