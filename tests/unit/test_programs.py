@@ -5,6 +5,7 @@ which is not the one that is known stays as it is, and what a kernel has died of
 
 import contextlib
 import io
+import struct
 import sys
 import tempfile
 import unittest
@@ -89,8 +90,8 @@ class Tap(unittest.TestCase):
         self.assertEqual(count.failed, ["part: exit status 3"])
 
 
-# Of the form that the function has in Debian's QEMU 10.0; the addresses are made up.
-CODE = [
+# Of the form that helper_vmrun() has in Debian's QEMU 10.0; the addresses are made up.
+VMRUN = [
     (0x10, b"\xc7\x83\x10\x01\0\0\x02\0\0\0", "movl   $0x2,0x110(%rbx)"),
     (0x20, b"\x89\x8b\x20\x01\0\0", "mov    %ecx,0x120(%rbx)"),
     (0x30, b"\x89\x8b\x10\x01\0\0", "mov    %ecx,0x110(%rbx)"),
@@ -98,21 +99,91 @@ CODE = [
     (0x50, b"\x89\x8b\x10\x01\0\0", "mov    %ecx,0x110(%rbx)"),
 ]
 
+# And of helper_write_crN(): what it calls is at 0x1000, 0x2000, 0x3000 and 0x4000.
+WRITE_CR = [
+    (0x60, b"\xe9\x9b\x0f\0\0", "jmp    1000 <cpu_reset_interrupt@@Base>"),
+    (0x70, b"\xe9\x8b\x1f\0\0", "jmp    2000 <cpu_interrupt@@Base>"),
+    (0x80, b"\xe8\x7b\x2f\0\0", "call   3000 <bql_lock_impl@@Base>"),
+    (0x90, b"\xe8\x6b\x3f\0\0", "call   4000 <bql_unlock@@Base>"),
+]
+CALL = emulator.LockedCall(0x70, 0x2000, 0x3000, 0x4000)
+SEGMENT = 0x1000
+
+
+def program_file(size=SEGMENT, memory=None, tail=b""):
+    """An ELF file with a segment of code of `size` bytes at its start, and what follows."""
+    header = struct.pack("<32xQ14xHH4x", 64, 56, 2)
+    segments = b"".join(struct.pack("<IIQQQQQQ", 1, flags, 0, 0, 0, length, extent, 0x1000)
+                        for flags, length, extent in ((4, 0, 0), (5, size, memory or size)))
+    image = bytearray(max(0x6000, -(-size // 0x1000) * 0x1000))
+    image[:0x100] = header.ljust(64, b"\0") + segments + bytes(0x100 - 64 - len(segments))
+    image[size:size + len(tail)] = tail
+    return image
+
 
 class Emulator(unittest.TestCase):
     def test_store(self):
-        self.assertEqual(emulator.find_store(CODE), (0x30, 6))
+        self.assertEqual(emulator.find_store(VMRUN), (0x30, 6))
 
-    def test_unknown(self):
+    def test_unknown_store(self):
         """Without the NMI's store, the store, or the delivery, or with two of them."""
-        for code in (CODE[1:], CODE[:2] + CODE[3:], CODE[:3], CODE + CODE[3:4],
-                     CODE[:3] + CODE[2:], []):
+        for code in (VMRUN[1:], VMRUN[:2] + VMRUN[3:], VMRUN[:3], VMRUN + VMRUN[3:4],
+                     VMRUN[:3] + VMRUN[2:], []):
             with self.assertRaises(emulator.Unknown):
                 emulator.find_store(code)
 
-    def test_other_program(self):
+    def test_call(self):
+        self.assertEqual(emulator.find_call(WRITE_CR), CALL)
+
+    def test_unknown_call(self):
+        """Without the jump, one of the lock's functions, or with two of them; or with a call
+        in place of the jump, after which the lock may well be given back."""
+        called = (0x70, b"\xe8\x8b\x1f\0\0", "call   2000 <cpu_interrupt@@Base>")
+        short = (0x70, b"\xeb\x10", "jmp    82 <cpu_interrupt@@Base>")
+        for code in (WRITE_CR[:1] + WRITE_CR[2:], WRITE_CR[:2] + WRITE_CR[3:], WRITE_CR[:3],
+                     WRITE_CR + WRITE_CR[1:2], WRITE_CR + WRITE_CR[2:3], [],
+                     WRITE_CR[:1] + [called] + WRITE_CR[2:],
+                     WRITE_CR[:1] + [short] + WRITE_CR[2:]):
+            with self.assertRaises(emulator.Unknown):
+                emulator.find_call(code)
+
+    def test_locked(self):
+        """What is called, in which order, and that the stack is as it was."""
+        code = emulator.locked(CALL, 0x5000)
+        self.assertEqual(code[-len(emulator.WHO):], emulator.WHO)
+        self.assertEqual(code[:3] + code[17:21] + code[26:27], b"\x57\x56\x50\x58\x5e\x5f\x50\x58")
+        targets = [(code[at:at + 1], 0x5005 + at + struct.unpack_from("<i", code, at + 1)[0])
+                   for at in (12, 21, 27)]
+        self.assertEqual(targets, [(b"\xe8", 0x3000), (b"\xe8", 0x2000), (b"\xe9", 0x4000)])
+        who, = struct.unpack_from("<i", code, 6)
+        self.assertEqual(code[10 + who:], emulator.WHO)
+
+    def test_append(self):
+        image = program_file()
+        before = bytes(image)
+        # The page is full: the segment ends where a page does.
         with self.assertRaises(emulator.Unknown):
-            emulator.disassemble(sys.executable)
+            emulator.append_code(image, lambda at: b"code")
+        self.assertEqual(image, before)
+        image = program_file(0xffc)
+        self.assertEqual(emulator.append_code(image, lambda at: b"code"), 0xffc)
+        self.assertEqual(image[0xffc:0x1001], b"code\0")
+        self.assertEqual(struct.unpack_from("<QQ", image, 64 + 56 + 32), (0x1000, 0x1000))
+
+    def test_no_room(self):
+        """Too much for the page, something in it, or memory that is cleared."""
+        for image in (program_file(0xffd), program_file(0xff0, tail=b"\1"),
+                      program_file(0xff0, tail=b"\0" * 15 + b"\1"),
+                      program_file(0xff0, memory=0x1000)):
+            before = bytes(image)
+            with self.assertRaises(emulator.Unknown):
+                emulator.append_code(image, lambda at: b"code")
+            self.assertEqual(image, before)
+
+    def test_other_program(self):
+        for name in (emulator.VMRUN, emulator.WRITE_CR):
+            with self.assertRaises(emulator.Unknown):
+                emulator.disassemble(sys.executable, name)
 
     def test_left_alone(self):
         """One that is not known is not copied."""
@@ -122,16 +193,31 @@ class Emulator(unittest.TestCase):
                 emulator.mended(Path(directory))
             self.assertEqual(list(Path(directory).iterdir()), [])
 
+    def test_half_known(self):
+        """Nor is one that has but one of the defects."""
+        for codes in ((VMRUN, []), ([], WRITE_CR)):
+            with self.assertRaises(emulator.Unknown):
+                emulator.mend(program_file(0xf00), *codes)
+
     def test_copy(self):
-        """Six bytes of it are NOPs, and all else is as it was."""
+        """Six bytes are NOPs, a jump goes to the end of the code, and all else is as it
+        was but for that and its size."""
+        codes = {emulator.VMRUN: VMRUN, emulator.WRITE_CR: WRITE_CR}
+        original = program_file(0xf00)
+        original[0x30:0x36], original[0x70:0x75] = VMRUN[2][1], WRITE_CR[1][1]
         with (tempfile.TemporaryDirectory() as directory,
               tempfile.NamedTemporaryFile() as packaged,
               mock.patch.object(emulator, "PACKAGED", Path(packaged.name)),
-              mock.patch.object(emulator, "disassemble", return_value=CODE)):
-            packaged.write(bytes(range(0x80)))
+              mock.patch.object(emulator, "disassemble", side_effect=lambda _, name: codes[name])):
+            packaged.write(original)
             packaged.flush()
             copy = emulator.mended(Path(directory)).read_bytes()
-        self.assertEqual(copy, bytes(range(0x30)) + b"\x90" * 6 + bytes(range(0x36, 0x80)))
+        added = emulator.locked(CALL, 0xf00)
+        original[0x30:0x36] = b"\x90" * 6
+        original[0x70:0x75] = b"\xe9" + struct.pack("<i", 0xf00 - 0x75)
+        original[0xf00:0xf00 + len(added)] = added
+        struct.pack_into("<QQ", original, 64 + 56 + 32, *(2 * [0xf00 + len(added)]))
+        self.assertEqual(copy, original)
 
 
 class LastWords(unittest.TestCase):
