@@ -5,8 +5,8 @@
     vm.py run [OPTION...] PROGRAM [ARGUMENT...]   run a program inside L1
     vm.py shell [OPTION...]                       L1 with a shell on this terminal
 
-The program is copied into L1 together with scripts/l1, tests and the built
-modules, as /payload. Its output appears here as it comes; what it leaves in
+The program is copied into L1 together with scripts/l1, scripts/qmp.py, tests and
+the built modules, as /payload. Its output appears here as it comes; what it leaves in
 /results is found in build/run/NAME/results, beside L1's console. The exit status
 is the program's, or 1 if L1 crashed or was cut off; what L1's kernel and QEMU say
 of an L1 that stands still is then at the end of the console and in "processors".
@@ -135,6 +135,8 @@ def make_payload(run, args):
     for name, source in (("l1", TOP / "scripts/l1"), ("tests", TOP / "tests")):
         if source.is_dir():
             shutil.copytree(source, payload / name, ignore=ignore)
+    # What both sides use.
+    shutil.copy2(TOP / "scripts/qmp.py", payload / "l1")
     modules = [TOP / "host/vfio_iommu_deferred.ko",
                TOP / "guest/virtio_balloon_deferred.ko"]
     for path in [path for path in modules if path.exists()] + args.add:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """L1 as seen from outside: one that says nothing any more is looked at, and ended."""
 
-import json
 import os
 import re
-import socket
 import threading
 import time
+
+import qmp
 
 # Seconds between two looks at the clock.
 PAUSE = 1
@@ -46,37 +46,6 @@ def was_reset(run):
         return None
     how = "after a triple fault" if "Triple fault" in log else "without a fault"
     return f"L1 was reset {how}, its processors at {', '.join(where)}"
-
-
-class Monitor:
-    """QEMU's monitor."""
-
-    def __init__(self, path):
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(ANSWER)
-        self._socket.connect(str(path))
-        self._file = self._socket.makefile("rw")
-        self.command("qmp_capabilities")
-
-    def command(self, name, **arguments):
-        """Executes a command and returns what it returned."""
-        self._file.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
-        self._file.flush()
-        for line in self._file:
-            answer = json.loads(line)
-            if "error" in answer:
-                raise OSError(f"{name}: {answer['error']['desc']}")
-            if "return" in answer:
-                return answer["return"]
-        raise OSError(f"{name}: QEMU is gone")
-
-    def human(self, line):
-        """What the monitor for people answers."""
-        return self.command("human-monitor-command", **{"command-line": line})
-
-    def close(self):
-        self._file.close()
-        self._socket.close()
 
 
 class Watch:
@@ -140,20 +109,19 @@ class Watch:
         """Has L1's kernel print which tasks are blocked and what its processors do, and
         keeps what QEMU knows of those. Returns where they are."""
         try:
-            monitor = Monitor(self._run / "monitor")
-            for key in b"wl":
-                monitor.command("chardev-send-break", id="console")
-                # What comes together with a break is taken for it.
-                self._ended.wait(0.5)
-                os.write(self._keys, bytes([key]))
-                self._ended.wait(0.5)
-            self._ended.wait(PRINTING)
-            registers = monitor.human("info registers -a")
-            count = len(re.findall(r"^CPU#", registers, re.M))
-            lapics = "".join(monitor.human(f"info lapic {cpu}") for cpu in range(count))
+            with qmp.Connection(self._run / "monitor", ANSWER) as monitor:
+                for key in b"wl":
+                    monitor.command("chardev-send-break", ANSWER, id="console")
+                    # What comes together with a break is taken for it.
+                    self._ended.wait(0.5)
+                    os.write(self._keys, bytes([key]))
+                    self._ended.wait(0.5)
+                self._ended.wait(PRINTING)
+                registers = monitor.human("info registers -a")
+                count = len(re.findall(r"^CPU#", registers, re.M))
+                lapics = "".join(monitor.human(f"info lapic {cpu}") for cpu in range(count))
             (self._run / "processors").write_text(registers + lapics)
-            monitor.close()
-        except OSError as error:
+        except (OSError, qmp.QmpError) as error:
             return f"QEMU's monitor: {error}"
         return ", ".join("halted" if halted == "1" else f"at {where}" for where, halted in
                          re.findall(r"\bRIP=(\w+).*?HLT=(\d)", registers, re.S))

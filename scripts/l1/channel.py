@@ -13,6 +13,8 @@ import subprocess
 import threading
 import time
 
+from qmp import Monitor
+
 # By this factor L1 is slower than it would be with a stock kernel, and each time limit
 # is longer: TIME_FACTOR= on its kernel's command line, which hands it to init.
 TIME_FACTOR = float(os.environ.get("TIME_FACTOR", "1"))
@@ -161,11 +163,7 @@ class Channel:
             self._log.close()
 
 
-class QmpError(Exception):
-    """QEMU refused a command; args[0] is its error object."""
-
-
-class Qmp(Channel):
+class Qmp(Channel, Monitor):
     """QEMU's monitor. Events stay in self.lines."""
 
     def _store(self, text, now):
@@ -182,30 +180,5 @@ class Qmp(Channel):
                 return message
         return None
 
-    def wait_greeting(self, timeout):
-        self._wait(lambda: self._find(lambda message: "QMP" in message),
-                   "QMP greeting", timeout)
-
-    def command(self, name, timeout=60, **arguments):
-        """Executes a command and returns what it returned."""
-        ident = os.urandom(4).hex()
-        request = {"execute": name, "id": ident}
-        if arguments:
-            request["arguments"] = arguments
-        self.send(json.dumps(request) + "\n", timeout)
-        answer = self._wait(
-            lambda: self._find(lambda message: message.get("id") == ident),
-            f"answer to {name}", timeout)
-        if "error" in answer:
-            raise QmpError(answer["error"])
-        return answer["return"]
-
-    def human(self, line, cpu=0):
-        """What the monitor for people answers, as of a processor."""
-        return self.command("human-monitor-command",
-                            **{"command-line": line, "cpu-index": cpu})
-
-    def wait_event(self, name, timeout):
-        """The first event of this name."""
-        return self._wait(lambda: self._find(lambda message: message.get("event") == name),
-                          f"event {name}", timeout)
+    def receive(self, wanted, what, timeout):
+        return self._wait(lambda: self._find(wanted), what, timeout)

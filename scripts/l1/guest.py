@@ -21,7 +21,8 @@ from pathlib import Path
 import host
 import initramfs
 import processors
-from channel import TIME_FACTOR, Channel, Closed, Qmp, QmpError
+from channel import TIME_FACTOR, Channel, Closed, Qmp
+from qmp import QmpError
 
 # L2's kernel: L1's, unless L1 was booted with L2_KVER=RELEASE.
 KVER = os.environ.get("L2_KVER") or os.uname().release
@@ -126,6 +127,7 @@ class Guest:
         self._patience = patience
         self._alive = LAST_OF_KERNEL if initrd else "L2: init"
         stem = SOCKETS / f"l2-{self.name}"
+        self.probe_path = Path(f"{stem}.probe")
         self.console = Channel(f"{stem}.console", log=RESULTS / f"{self.name}.console")
         self._shell = Channel(f"{stem}.shell")
         self.qmp = Qmp(f"{stem}.qmp", log=RESULTS / f"{self.name}.qmp")
@@ -146,7 +148,10 @@ class Guest:
         # shell's port is virtio's, which passes a buffer at a time.
         command += ["-serial", "chardev:console", "-device", "virtio-serial-pci",
                     "-device", "virtconsole,chardev=shell",
-                    "-mon", "chardev=qmp,mode=control"]
+                    "-mon", "chardev=qmp,mode=control",
+                    # For probe.py.
+                    "-chardev", f"socket,id=probe,path={self.probe_path},server=on,wait=off",
+                    "-mon", "chardev=probe,mode=control"]
         if mode == "deferred":
             command += balloon
         if mode != "floor":
@@ -184,9 +189,8 @@ class Guest:
         """Waits until QEMU has built the machine, which is when it answers a
         command; its greeting comes before. Returns the time of that answer."""
         if "qmp" not in self.times:
-            self.qmp.wait_greeting(timeout)
-            self.qmp.command("qmp_capabilities", timeout=timeout)
-            self.qmp.command("query-status", timeout=timeout)
+            self.qmp.greet(timeout)
+            self.qmp.command("query-status", timeout)
             self.times["qmp"] = time.monotonic() - self.started
         return self.times["qmp"]
 

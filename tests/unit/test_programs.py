@@ -1,23 +1,31 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
 """Of the programs that run the tests: that what fails is counted, that an emulator
-which is not the one that is known stays as it is, and what a kernel has died of."""
+which is not the one that is known stays as it is, what a kernel has died of, and what is
+said to QEMU's monitor."""
 
 import contextlib
 import io
+import json
+import socket
 import struct
 import sys
 import tempfile
+import threading
+import time
+import types
 import unittest
 from pathlib import Path
 from unittest import mock
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts")]
+sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts"), str(TESTS.parent / "scripts/l1")]
 
 # pylint: disable=wrong-import-position
 import emulator
 import lanes
+import probe
+import qmp
 import run
 import vm
 
@@ -218,6 +226,122 @@ class Emulator(unittest.TestCase):
         original[0xf00:0xf00 + len(added)] = added
         struct.pack_into("<QQ", original, 64 + 56 + 32, *(2 * [0xf00 + len(added)]))
         self.assertEqual(copy, original)
+
+
+class Qemu:
+    """A monitor on a socket: answers each command with what answer(name, number) returns,
+    lines of JSON without the command's id; ends when that is None."""
+
+    def __init__(self, answer, greeting='{"QMP": {}}'):
+        self._directory = tempfile.TemporaryDirectory()
+        self.probe_path = self.path = Path(self._directory.name) / "monitor"
+        # As probe.py finds a VM.
+        self.name, self.started = "vm", time.monotonic()
+        self.process = types.SimpleNamespace(poll=lambda: None)
+        self._answer, self._greeting = answer, greeting
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen(1)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+        self._thread.join(10)
+        self._directory.cleanup()
+
+    def _serve(self):
+        connection, _ = self._listener.accept()
+        # Who asks may leave at any time.
+        with contextlib.suppress(OSError), connection, connection.makefile("rw") as file:
+            file.write(self._greeting + "\n")
+            file.flush()
+            for number, line in enumerate(file):
+                request = json.loads(line)
+                text = "{}" if request["execute"] == "qmp_capabilities" else self._answer(
+                    request["execute"], number)
+                if text is None:
+                    return
+                *before, last = text.split("\n")
+                kind = "error" if "desc" in last else "return"
+                message = {kind: json.loads(last), "id": request["id"]}
+                file.write("\n".join([*before, json.dumps(message)]) + "\n")
+                file.flush()
+
+
+EVENT = '{"event": "RESUME"}\n{"return": {"of": "another"}, "id": "x"}\n'
+
+
+class Monitor(unittest.TestCase):
+    def test_answer(self):
+        """Events and what others are answered come in between."""
+        with (Qemu(lambda name, number: EVENT + json.dumps([name, number])) as qemu,
+              qmp.Connection(qemu.path, 5) as monitor):
+            self.assertEqual(monitor.command("one"), ["one", 1])
+            self.assertEqual(monitor.command("two"), ["two", 2])
+
+    def test_error(self):
+        with (Qemu(lambda name, number: '{"desc": "no"}') as qemu,
+              qmp.Connection(qemu.path, 5) as monitor,
+              self.assertRaises(qmp.QmpError)):
+            monitor.command("one")
+
+    def test_gone(self):
+        with (Qemu(lambda name, number: None) as qemu, qmp.Connection(qemu.path, 5) as monitor,
+              self.assertRaisesRegex(OSError, "QEMU is gone")):
+            monitor.command("one")
+
+    def test_late(self):
+        go_on = threading.Event()
+        with (Qemu(lambda name, number: "{}" if go_on.wait(10) else None) as qemu,
+              qmp.Connection(qemu.path, 5) as monitor):
+            with self.assertRaises(TimeoutError):
+                monitor.command("one", 0.1)
+            go_on.set()
+
+
+class Probe(unittest.TestCase):
+    SLOW = 0.3
+
+    def probe(self, slow):
+        """A probe of 10 answers, of which one takes longer."""
+        asked = threading.Event()
+
+        def answer(_name, number):
+            if number == 10:
+                asked.set()
+            if number == slow:
+                time.sleep(self.SLOW)
+            return "{}"
+        with Qemu(answer) as qemu, probe.Probe(qemu) as found:
+            self.assertTrue(asked.wait(10))
+        return found
+
+    def test_worst(self):
+        found = self.probe(5)
+        self.assertGreaterEqual(found.worst, self.SLOW)
+        self.assertGreaterEqual(found.worst_at, 3 * probe.PAUSE)
+        self.assertGreaterEqual(found.answers, 9)
+
+    def test_last(self):
+        """The answer that is due when it is stopped counts."""
+        self.assertGreaterEqual(self.probe(10).worst, self.SLOW)
+
+    def test_control(self):
+        """QEMU builds its machine until the first answer; and nobody is slow."""
+        self.assertLess(self.probe(1).worst, self.SLOW)
+        self.assertLess(self.probe(None).worst, self.SLOW)
+
+    def test_gone(self):
+        """A QEMU that dies is no figure."""
+        with (Qemu(lambda name, number: None if number == 5 else "{}") as qemu,
+              self.assertRaisesRegex(OSError, "QEMU is gone")):
+            found = probe.Probe(qemu)
+            found._thread.join(10)  # pylint: disable=protected-access
+            found.stop()
 
 
 class LastWords(unittest.TestCase):
