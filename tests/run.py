@@ -59,10 +59,9 @@ PART_GIB = 7
 # Two nodes, whose memory stays where it was put.
 NUMA = ("--append", "numa=fake=2U", "--append", "numa_balancing=disable")
 
-# Phases of the stress tests, the longest first, and what one of them may take. "edk2" are
-# groups of the host's tests; "distro" is the part of that name, so often, unless BOOTS= says
-# otherwise.
-STRESS = ["distro", "attack", "kill", "load", "delete", "pair", "eight", "edk2"]
+# Phases of the stress tests, the longest first, and what one of them may take. "distro" is
+# the part of that name, so often, unless BOOTS= says otherwise.
+STRESS = ["distro", "attack", "kill", "load", "delete", "pair", "eight"]
 BOOTS = 20
 STRESS_LIMIT = 4 * 3600
 
@@ -292,8 +291,6 @@ def stress(count, words):
         side_by_side(count, [["stress", "--", phase, *values] for phase in chosen])
     elif chosen == ["distro"]:
         distro(count, boots[-1:] or [str(BOOTS)])
-    elif chosen == ["edk2"]:
-        host(count, chosen)
     else:
         values = [word for word in values if not word.startswith("BOOTS=")]
         boot_l1(f"stress-{chosen[0]}", count, "tests/l1/stress.py", *chosen, *values,

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -34,11 +35,12 @@ MODES = ("floor", "stock", "deferred")
 # Options of QEMU for the balloon device; they come before any vfio-pci.
 BALLOON = ("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0")
 
-# Options of QEMU for a processor that needs no KVM.
-EMULATED = ("-accel", "tcg,tb-size=512", "-cpu", "qemu64")
+# What firmware="uefi" is: OVMF's code, and its variables, of which each VM has a copy.
+OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+OVMF_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
-# Seconds that L2 may take to its init, and how often that is tried.
-BOOT = 90
+# Seconds that L2 may take to its init, by its firmware, and how often that is tried.
+BOOT = {"bios": 90, "uefi": 240}
 BOOTS = 3
 
 # Seconds in which QEMU has ended of which something has failed.
@@ -108,14 +110,14 @@ class Guest:
               again: on an emulated processor it hangs or resets itself at times
               in its first second, in every mode
     patience  seconds that L2 may take to its init before that
-    emulated  QEMU emulates the processor, without KVM
+    firmware  bios (SeaBIOS) or uefi (OVMF)
     name      of the logs in /results, instead of NN-mode
     """
 
     def __init__(self, mode, memory="4G", *, backend=None, cpus=1, paused=False,
                  modules=(), files=None, init=None, initrd=None, cmdline="", args=(),
                  devices=None, balloon=BALLOON, prefix=(), name=None, kernel=True,
-                 stubborn=True, patience=BOOT, emulated=False):
+                 stubborn=True, patience=None, firmware="bios"):
         if mode not in MODES:
             raise ValueError(f"{mode} is not one of {MODES}")
         self.mode = mode
@@ -124,7 +126,7 @@ class Guest:
         self._lost = None
         self._described = False
         self._booted = not (stubborn and kernel)
-        self._patience = patience
+        self._patience = patience or BOOT[firmware]
         self._alive = LAST_OF_KERNEL if initrd else "L2: init"
         stem = SOCKETS / f"l2-{self.name}"
         self.probe_path = Path(f"{stem}.probe")
@@ -134,7 +136,7 @@ class Guest:
         channels = (("console", self.console), ("shell", self._shell), ("qmp", self.qmp))
         command = [*prefix, "qemu-system-x86_64", "-nodefaults", "-display", "none",
                    "-action", "reboot=reset" if stubborn else "reboot=shutdown",
-                   *(EMULATED if emulated else ("-accel", "kvm", "-cpu", "host")),
+                   "-accel", "kvm", "-cpu", "host",
                    "-M", "q35" + (",memory-backend=ram" if backend else ""),
                    "-m", memory, "-smp", str(cpus),
                    # Where each processor was when it was reset: the only trace of a
@@ -157,6 +159,12 @@ class Guest:
         if mode != "floor":
             for address in devices or [host.find_device(host.EDU)]:
                 command += ["-device", f"vfio-pci,host={address}"]
+        if firmware == "uefi":
+            variables = Path(f"/tmp/l2-{self.name}.variables")
+            shutil.copy(OVMF_VARIABLES, variables)
+            flash = "if=pflash,format=raw,unit="
+            command += ["-drive", f"{flash}0,readonly=on,file={OVMF}",
+                        "-drive", f"{flash}1,file={variables}"]
         if paused:
             command.append("-S")
         if kernel:

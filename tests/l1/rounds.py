@@ -152,6 +152,6 @@ def several(count, memory, **options):
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(guest.Guest(
             "deferred", memory, devices=[host.bind_to_vfio(address=address)],
-            patience=count * guest.BOOT,
+            patience=count * guest.BOOT["bios"],
             balloon=stack.enter_context(bed.balloon(f"of{number}")), **options))
                for number, address in enumerate(devices)]

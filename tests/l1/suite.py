@@ -4,7 +4,6 @@
 
     suite.py [PATTERN...]   only groups whose names match one of these patterns
     suite.py N/2            the first half of them, or the second
-    suite.py edk2           those with OVMF, which take long and are left out otherwise
 
 After each group the host must be as clean and its kernel as quiet as before: that
 is a test, too.
@@ -21,14 +20,12 @@ import tap
 # In the order in which they run, in two halves that take about as long.
 HALVES = [["awake", "lost", "touch", "type1", "emulated", "mapper", "memory", "threads", "scope",
            "hostile"],
-          ["gate", "firmware", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
+          ["gate", "firmware", "edk2", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
            "lifecycle"]]
 
 
 def modules(words):
     """Names of the modules that have the tests, and the patterns for them."""
-    if words == ["edk2"]:
-        return words, words
     if half := re.fullmatch("([12])/2", " ".join(words)):
         return HALVES[int(half[1]) - 1], []
     return HALVES[0] + HALVES[1], words
