@@ -19,8 +19,8 @@
 #include <uapi/linux/virtio_ids.h>
 
 #include <linux/virtio_balloon_deferred.h>
+#include "type1/driver_ops.h"
 #include "wrap/ksym.h"
-#include "vfio.h"
 
 #include "wrap/helpers.c"
 #include "balloon/helpers.c"

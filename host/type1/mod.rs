@@ -29,9 +29,6 @@ use kernel::{
 
 use crate::bindings;
 
-/// The name by which type1's operations call themselves.
-const NAME: &CStr = c"vfio-iommu-type1";
-
 /// Where they are, as a module and built in.
 const SYMBOLS: [&CStr; 2] = [
     c"vfio_iommu_type1:vfio_iommu_driver_ops_type1",
@@ -67,12 +64,7 @@ impl Type1 {
         let ops = Self::find().inspect_err(|e| {
             pr_err!("vfio_iommu_type1 not found ({e:?}): load it, and check CONFIG_KALLSYMS_ALL and CONFIG_KPROBES\n");
         })?;
-        let type1 = Self::get(ops)?;
-        if !type1.is_expected() {
-            pr_err!("the vfio_iommu_type1 that is loaded is not of the kernel that this module was built for\n");
-            return Err(EOPNOTSUPP);
-        }
-        Ok(type1)
+        Self::get(ops)
     }
 
     fn find() -> Result<NonNull<bindings::vfio_iommu_driver_ops>> {
@@ -87,39 +79,20 @@ impl Type1 {
         Err(ENODEV)
     }
 
+    /// Checks what was found, and keeps it.
     fn get(ops: NonNull<bindings::vfio_iommu_driver_ops>) -> Result<Self> {
-        // SAFETY: A data symbol of that name was found an instant ago. Should its
-        // module be unloaded right now, `insmod` of this module loses a race
-        // that only the administrator who runs both can cause.
+        // SAFETY: A data symbol of that name was found an instant ago, so as many bytes as the
+        // operations have can be read there. Should its module be unloaded right now, `insmod`
+        // of this module loses a race that only the administrator who runs both can cause.
+        to_result(unsafe { bindings::deferred_check_type1(ops.as_ptr()) })?;
+        // SAFETY: As before; it was checked that `owner` is in its place.
         let owner = unsafe { (*ops.as_ptr()).owner };
-        // SAFETY: `owner` is a module or NULL (built in).
+        // SAFETY: `owner` is type1's module or NULL (built in).
         if !unsafe { bindings::try_module_get(owner) } {
             return Err(ENODEV);
         }
-        // INVARIANT: The reference was just taken; `is_expected` sees to the rest.
+        // INVARIANT: All operations were checked, and the reference was just taken.
         Ok(Self { ops })
-    }
-
-    /// Whether all that the invariant promises is there.
-    fn is_expected(&self) -> bool {
-        let ops = self.ops();
-        if ops.name.is_null() {
-            return false;
-        }
-        // SAFETY: `name` of registered operations is a C string.
-        let named = unsafe { CStr::from_char_ptr(ops.name) } == NAME;
-        named
-            && ops.open.is_some()
-            && ops.release.is_some()
-            && ops.ioctl.is_some()
-            && ops.attach_group.is_some()
-            && ops.detach_group.is_some()
-            && ops.pin_pages.is_some()
-            && ops.unpin_pages.is_some()
-            && ops.register_device.is_some()
-            && ops.unregister_device.is_some()
-            && ops.dma_rw.is_some()
-            && ops.group_iommu_domain.is_some()
     }
 
     fn ops(&self) -> &bindings::vfio_iommu_driver_ops {
