@@ -11,6 +11,7 @@
 //! has run out, nothing is allocated under the second.
 
 use crate::{
+    compat::EPROTO,
     event::Event,
     knobs,
     logic::{

@@ -12,6 +12,8 @@
 #include <linux/virtio_config.h>
 #include <linux/wait.h>
 
+#include "../include/wrap/compat.h"
+
 /*
  * The device is there once its transport is: with this, "modprobe
  * virtio_balloon_deferred" returns after probe(), and tools that build an

@@ -18,6 +18,8 @@ use kernel::prelude::*;
 mod abi;
 mod balloon;
 mod bindings;
+#[path = "../include/wrap/compat.rs"]
+mod compat;
 mod driver;
 #[path = "../include/wrap/event.rs"]
 mod event;
@@ -75,10 +77,10 @@ struct Module {
 impl kernel::Module for Module {
     fn init(module: &'static ThisModule) -> Result<Self> {
         knobs::set(
-            module_parameters::reserve_mib.value(),
-            module_parameters::step_mib.value(),
-            module_parameters::skip_zeroing.value(),
-            module_parameters::bind_wait_ms.value(),
+            compat::parameter(module_parameters::reserve_mib.value()),
+            compat::parameter(module_parameters::step_mib.value()),
+            compat::parameter(module_parameters::skip_zeroing.value()),
+            compat::parameter(module_parameters::bind_wait_ms.value()),
         )?;
         // SAFETY: This is the module's initialisation, and nothing has used it yet.
         unsafe { pages::init() };

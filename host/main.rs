@@ -15,14 +15,13 @@
 //!
 //! `Documentation/design.md` tells how they work together.
 
-use kernel::{
-    module::ModuleMetadata,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 mod admin;
 mod balloon;
 mod bindings;
+#[path = "../include/wrap/compat.rs"]
+mod compat;
 #[path = "../include/logic/mod.rs"]
 #[expect(dead_code, reason = "each module uses a part of it")]
 mod logic;
@@ -45,9 +44,6 @@ module! {
     description: "Deferred DMA mapping of guest RAM in front of vfio_iommu_type1",
     license: "GPL",
 }
-
-/// This module, for the structures that C wants it in.
-const THIS: ThisModule = <Deferred as ModuleMetadata>::THIS_MODULE;
 
 /// What is registered; undone in the order of the fields.
 struct Deferred {

@@ -4,6 +4,7 @@
 
 use crate::{
     bindings,
+    compat::EPROTO,
     event::Event,
     logic::protocol::Queue, //
 };

@@ -5,17 +5,12 @@
 
 use kernel::{
     error::to_result,
-    prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Full,
-        Read,
-        Write, //
-    },
+    prelude::*, //
 };
 
 use crate::{
     bindings,
+    compat,
     logic::memory::{
         Fault,
         Memory, //
@@ -62,14 +57,14 @@ impl Memory for GuestMemory<'_> {
 
     // The vCPUs are threads of this machine, whatever the guest thinks it has.
     fn rmb(&self) {
-        smp_mb(Read);
+        compat::smp_rmb();
     }
 
     fn wmb(&self) {
-        smp_mb(Write);
+        compat::smp_wmb();
     }
 
     fn mb(&self) {
-        smp_mb(Full);
+        compat::smp_mb();
     }
 }

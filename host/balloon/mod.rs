@@ -24,17 +24,20 @@
 mod memory;
 
 use kernel::{
-    fmt, new_mutex, new_spinlock_irq,
+    fmt, new_mutex,
     prelude::*,
     sync::{
         Arc,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     },
 };
 
 use crate::{
     bindings,
+    compat::{
+        spinlock_irq,
+        SpinLockIrq, //
+    },
     logic::{
         memory::Fault,
         protocol::{
@@ -149,7 +152,7 @@ impl Backend for Balloon {
             pin_init!(Self {
                 front,
                 bound <- new_mutex!(None),
-                task <- new_spinlock_irq!(None),
+                task <- spinlock_irq(None),
             }),
             GFP_KERNEL,
         )

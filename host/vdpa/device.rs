@@ -46,7 +46,7 @@ impl ModuleRef {
     /// Fails with `ENODEV` when the module is being unloaded.
     fn get() -> Result<Self> {
         // SAFETY: This module exists while its code runs.
-        if unsafe { bindings::try_module_get(crate::THIS.as_ptr()) } {
+        if unsafe { bindings::try_module_get(crate::compat::THIS.as_ptr()) } {
             Ok(Self(()))
         } else {
             Err(ENODEV)
@@ -59,7 +59,7 @@ impl Drop for ModuleRef {
         // SAFETY: Gives back what `get` took. The caller's code does not vanish
         // on return: unloading first removes the devices, and that waits for the
         // bus driver, which is what called us.
-        unsafe { bindings::module_put(crate::THIS.as_ptr()) };
+        unsafe { bindings::module_put(crate::compat::THIS.as_ptr()) };
     }
 }
 

@@ -50,7 +50,7 @@ impl RootDevice {
         // SAFETY: The name is copied; this module unregisters the device before
         // it goes.
         let raw = from_err_ptr(unsafe {
-            bindings::__root_device_register(name.as_char_ptr(), crate::THIS.as_ptr())
+            bindings::__root_device_register(name.as_char_ptr(), crate::compat::THIS.as_ptr())
         })?;
         // INVARIANT: Just registered.
         NonNull::new(raw).map(Self).ok_or(ENOMEM)

@@ -31,14 +31,14 @@ use kernel::{
 
 use crate::{
     bindings,
+    compat::THIS,
     logic::range::Range,
     type1::{
         self,
         Type1, //
     },
     vfio::container::Container,
-    vfio::gate,
-    THIS, //
+    vfio::gate, //
 };
 
 global_lock! {

@@ -54,6 +54,7 @@ use kernel::{
 
 use crate::{
     admin::knobs::KNOBS,
+    compat::ESTALE,
     logic::{
         budget::Budget,
         memory_map::{
@@ -291,7 +292,7 @@ impl Vm {
         Arc::pin_init(
             pin_init!(Self {
                 mm: ARef::from(&**mm),
-                pid: task.tgid(),
+                pid: task.group_leader().pid(),
                 started,
                 state <- new_mutex!(State {
                     slots: KVec::new(),

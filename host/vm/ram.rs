@@ -11,6 +11,7 @@ use kernel::{
 
 use crate::{
     admin::knobs::KNOBS,
+    compat::ESTALE,
     logic::{
         budget::Budget,
         memory_map::UserRange,

@@ -10,6 +10,8 @@
 #include <linux/uaccess.h>
 #include <linux/wait.h>
 
+#include "../../include/wrap/compat.h"
+
 /* bindgen and modpost see these: they are called from Rust alone. */
 void rust_helper_set_current_running(void);
 bool rust_helper_fatal_signal_pending_current(void);

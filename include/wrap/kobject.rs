@@ -14,7 +14,10 @@
 
 #![allow(dead_code, reason = "each module uses a part of it")]
 
-use crate::bindings;
+use crate::{
+    bindings,
+    compat, //
+};
 use core::{
     marker::PhantomData,
     ops::RangeInclusive,
@@ -158,12 +161,11 @@ impl<T: 'static> File<T> {
                 assert!(size_of::<Attribute<()>>() >= size_of::<bindings::lock_class_key>());
             attr.attr.key = core::ptr::from_ref(attribute).cast_mut().cast();
         }
-        if attribute.show.is_some() {
-            attr.__bindgen_anon_1.show = Some(Self::show);
-        }
-        if attribute.store.is_some() {
-            attr.__bindgen_anon_2.store = Some(Self::store);
-        }
+        compat::set_callbacks(
+            &mut attr,
+            attribute.show.map(|_| Self::show as compat::Show),
+            attribute.store.map(|_| Self::store as compat::Store),
+        );
         Self {
             attr,
             attribute,

@@ -111,9 +111,14 @@ static int __init type1_init(void)
 		/* Nothing is called: its address is enough. */
 		ops->release = (void (*)(void *))(void *)kfree;
 	} else if (!strcmp(fault, "shifted")) {
-		/* A member more behind "ioctl". */
-		memmove((void *)&ops->attach_group + sizeof(void *), &ops->attach_group,
-			sizeof(*ops) - offsetof(struct vfio_iommu_driver_ops, attach_group));
+		/* A member more before "detach_group". */
+		void **slots = (void **)&vfio_iommu_driver_ops_type1;
+		size_t slot;
+
+		for (slot = sizeof(*ops) / sizeof(void *);
+		     slot > offsetof(struct vfio_iommu_driver_ops, attach_group) / sizeof(void *);
+		     slot--)
+			slots[slot] = slots[slot - 1];
 	} else if (strcmp(fault, "nothing")) {
 		return -EINVAL;
 	}

@@ -17,7 +17,7 @@ FAULTS = {
     "swapped": "is where vfio_iommu_type1_register_device of vfio_iommu_type1 should be",
     "missing": "is where vfio_iommu_type1_dma_rw of vfio_iommu_type1 should be",
     "other": "kfree+0x0/",
-    "shifted": "is where vfio_iommu_type1_attach_group of vfio_iommu_type1 should be",
+    "shifted": "is where vfio_iommu_type1_detach_group of vfio_iommu_type1 should be",
 }
 
 

@@ -28,6 +28,7 @@ use kernel::{
 
 use crate::{
     admin::knobs::KNOBS,
+    compat::ESTALE,
     logic::range::{
         Align,
         Range, //
