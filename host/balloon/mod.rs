@@ -57,9 +57,13 @@ use crate::{
         spec,
         Backend,
         Front,
+        Session,
         Snapshot, //
     },
-    vm::Vm, //
+    vm::{
+        BalloonTarget,
+        Vm, //
+    },
     wrap::task::{
         Task,
         Work, //
@@ -119,6 +123,12 @@ impl From<Fault> for Broken {
     }
 }
 
+impl BalloonTarget for Session {
+    fn set_target(&self, bytes: u64) {
+        Session::set_target(self, bytes);
+    }
+}
+
 /// A VM that this balloon is bound to; unbound on drop.
 struct BoundVm(Arc<Vm>);
 
@@ -159,7 +169,8 @@ impl Backend for Balloon {
     }
 
     fn bind(&self) -> Result {
-        let vm = BoundVm(Vm::bind(self.front.session())?);
+        let target = KBox::new(self.front.session(), GFP_KERNEL)?;
+        let vm = BoundVm(Vm::bind(target)?);
         let worker = Worker::new(self.front.clone(), vm.0.clone())?;
         let task = Task::spawn(worker.clone(), c"vfio-balloon")?;
         *self.bound.lock() = Some((worker, vm));

@@ -44,6 +44,17 @@ impl State {
         })
     }
 
+    /// Asks for the balloon's memory if nothing is left to map, as when the last device is
+    /// unplugged: nobody else would ask for it any more.
+    pub(super) fn nothing_left(&self) {
+        let Some(balloon) = &self.balloon else {
+            return;
+        };
+        if self.status(Want::All, Range::ALL) == Status::Done {
+            balloon.set_target(0);
+        }
+    }
+
     /// Goes on with emptying the balloon.
     fn deflate_on(&mut self) {
         if KNOBS.hold() {

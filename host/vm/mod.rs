@@ -76,7 +76,6 @@ use crate::{
         ContainerId,
         Iommu, //
     },
-    vdpa::Session,
     wrap::kobject::{
         Directory,
         Parent, //
@@ -97,6 +96,14 @@ use schedule::{
     Provision, //
 };
 use stats::Stats;
+
+/// The size that a balloon is asked to have.
+pub(crate) trait BalloonTarget: Send {
+    /// Lowers it to `bytes`, and tells a running driver. Of two calls the lower one wins.
+    ///
+    /// Context: any that may take a spinlock.
+    fn set_target(&self, bytes: u64);
+}
 
 /// A container of a VM.
 struct Slot {
@@ -127,7 +134,7 @@ struct State {
     /// The memory of the pieces that are out.
     provisions: KVec<Provision>,
     /// The balloon, while its device is bound.
-    balloon: Option<Session>,
+    balloon: Option<KBox<dyn BalloonTarget>>,
     /// Nothing of the VM may be mapped right now: somebody counts what is.
     counting: u32,
     /// Devices that master the bus, or have asked to.
@@ -338,18 +345,18 @@ impl Vm {
     /// Makes the calling process a VM with a balloon. One balloon a VM: `EBUSY`.
     ///
     /// Context: an ioctl of the VMM, may sleep.
-    pub(crate) fn bind(session: Session) -> Result<Arc<Self>> {
+    pub(crate) fn bind(balloon: KBox<dyn BalloonTarget>) -> Result<Arc<Self>> {
         let mut vms = VMS.lock();
         if let Some(entry) = vms.entries.iter().find(|entry| entry.vm.is_current()) {
             let mut state = entry.vm.state.lock();
             if state.balloon.is_some() {
                 return Err(EBUSY);
             }
-            state.balloon = Some(session);
+            state.balloon = Some(balloon);
             return Ok(entry.vm.clone());
         }
         let vm = Self::new(now())?;
-        vm.state.lock().balloon = Some(session);
+        vm.state.lock().balloon = Some(balloon);
         Self::register(&mut vms, &vm)?;
         Ok(vm)
     }
@@ -401,8 +408,8 @@ impl Vm {
     ///
     /// Context: any process context, may sleep; `current->mm` may be NULL.
     pub(crate) fn unbind(&self) {
-        let session = self.state.lock().balloon.take();
-        drop(session);
+        let balloon = self.state.lock().balloon.take();
+        drop(balloon);
         self.balloon_reset();
         self.drop_if_unused();
     }
@@ -445,6 +452,7 @@ impl Vm {
             state.slots.retain(|slot| slot.iommu.id() != id);
             state.forget_memory();
             state.wake_workers();
+            state.nothing_left();
         }
         self.changed.notify();
         self.drop_if_unused();

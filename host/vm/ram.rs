@@ -194,6 +194,7 @@ impl Vm {
             slot.paused = false;
             let removed = result.map(|()| slot.table.remove(range).unwrap_or_default());
             state.wake_workers();
+            state.nothing_left();
             removed?
         };
         self.forget(id, range);

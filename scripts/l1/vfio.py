@@ -312,6 +312,13 @@ class Container(Device):
         """Takes away the group that was added last."""
         os.close(self.others.pop())
 
+    def close_device(self):
+        """Closes the device and takes its group out of the container, which stays."""
+        self.unmap_bars()
+        os.close(self.device)
+        os.close(self.group)
+        self.device = self.group = None
+
     def close(self):
         self.unmap_bars()
         for fd in (*self.others, self.device, self.group, self.fd, self.balloon):

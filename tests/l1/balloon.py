@@ -81,9 +81,14 @@ class Balloon:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def detach(self):
+        """Resets the device, if it is the balloon's still."""
         if self.fd is not None:
             self._status(0)
+            self.fd = None
+
+    def __exit__(self, *_):
+        self.detach()
         for fd in (self.file, *self.kicks, *self.calls):
             os.close(fd)
         vfio.unmap_memory(self.ram, RINGS_SIZE)

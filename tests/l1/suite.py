@@ -21,7 +21,7 @@ import tap
 HALVES = [["awake", "lost", "touch", "type1", "emulated", "mapper", "memory", "threads", "scope",
            "hostile"],
           ["gate", "firmware", "edk2", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
-           "lifecycle", "load"]]
+           "unplug", "lifecycle", "load"]]
 
 
 def modules(words):
