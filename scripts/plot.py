@@ -4,8 +4,9 @@
 
     plot.py RESULTS.json OUTPUT      makes OUTPUT.png and OUTPUT.svg
 
-Two panels over the size of guest RAM: how long QEMU initialises, and how long it
-takes to the guest's user space. Lines join medians; bars go from least to most.
+Three panels over the size of guest RAM: how long QEMU initialises, and how long it takes
+to the user space of a guest, by BIOS or UEFI. Lines join medians; bars go from least to
+most.
 """
 
 import json
@@ -26,7 +27,10 @@ MODES = (
     ("deferred", "deferred", "#1f5fa8", "o"),
     ("floor", "no device", "#777777", "^"),
 )
-PANELS = (("qemu_init_s", "QEMU initialisation"), ("userspace_s", "boot to user space"))
+# Key, what a mode's name begins with, title.
+PANELS = (("qemu_init_s", "", "QEMU initialisation"),
+          ("userspace_s", "", "boot to user space, BIOS"),
+          ("userspace_s", "uefi-", "boot to user space, UEFI"))
 
 
 def series(runs, mode, key):
@@ -43,10 +47,10 @@ def series(runs, mode, key):
 
 
 def draw(data):
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(10, 4), layout="constrained")
-    for axis, (key, title) in zip(axes, PANELS):
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 4), layout="constrained")
+    for axis, (key, prefix, title) in zip(axes, PANELS):
         for mode, label, color, marker in MODES:
-            sizes, middle, errors = series(data["runs"], mode, key)
+            sizes, middle, errors = series(data["runs"], prefix + mode, key)
             axis.errorbar(sizes, middle, yerr=errors, label=label, color=color,
                           marker=marker, capsize=3)
         axis.set_title(title)

@@ -12,6 +12,8 @@ modules in host and guest), and once for each size deferred-hold: the balloon is
 kept full after the commit, so that what it saves can be measured at leisure. The
 largest size is also booted in modes gate (our host module with policy "gate" and
 threshold_mib=0, and nothing of ours in the guest) and deferred-low (threshold_mib=0).
+The smallest and the largest size are booted in the first three modes by UEFI as well:
+uefi-floor and so on, and followed to user space.
 
 Then the mapper is measured alone, and what an assigned disk reads: maps.py.
 """
@@ -28,10 +30,12 @@ import guest
 import host
 import maps
 from channel import Closed
+from probe import Probe
 
 RESULTS = guest.RESULTS / "results.json"
 GUEST_MODULE = "/payload/virtio_balloon_deferred.ko"
 MODES = ("floor", "stock", "deferred")
+UEFI = "uefi-"
 # In these, RAM below 4 GiB is deferred, too.
 LOW = ("gate", "deferred-low")
 # What the knob threshold_mib is by default.
@@ -62,12 +66,13 @@ for file in /sys/bus/virtio/devices/*/deferred/state; do
 done"""
 
 
-# What a device's driver does first of all: PCI_COMMAND with memory and bus mastering.
-# Comes back when the gate has let it through.
+# What a device's driver does first of all: PCI_COMMAND with memory and bus mastering, and
+# a look at a register. Comes back when the gate has let it through.
 MASTER = """
 for device in /sys/bus/pci/devices/*; do
-    [ "$(cat $device/vendor)" != 0x1234 ] || [ "$(cat $device/device)" != 0x11e8 ] ||
-        printf '\\006\\004' | dd of=$device/config bs=2 seek=2 conv=notrunc
+    [ "$(cat $device/vendor)" = 0x1234 ] && [ "$(cat $device/device)" = 0x11e8 ] || continue
+    printf '\\006\\004' | dd of=$device/config bs=2 seek=2 conv=notrunc &&
+        devmem $(sed 's/ .*//;q' $device/resource) 32 || exit 1
 done"""
 
 
@@ -129,16 +134,32 @@ def pins_left(before):
     return left
 
 
+def follow(vm, mode):
+    """Follows a VM until its device can be used; returns what was seen, and how long QEMU
+    kept others waiting meanwhile."""
+    with Probe(vm) as probe:
+        result = {"qemu_init_s": vm.wait_qmp(PATIENCE),
+                  "kernel_s": vm.wait_line("Linux version", KERNEL_PATIENCE)[0]}
+        if mode == UEFI + "deferred":
+            seen = counters(vm)
+            result |= {f"{name}_at_kernel": seen[name]
+                       for name in ("deferred_bytes", "unmapped_bytes")}
+        result |= {"init_s": vm.wait_line("L2: init", KERNEL_PATIENCE)[0],
+                   "userspace_s": vm.wait_line(READY, PATIENCE)[0],
+                   "rss_ready_bytes": kib(vm, "VmRSS")}
+        if "deferred" not in mode:
+            vm.check(MASTER, PATIENCE)
+            result["master_s"] = time.monotonic() - vm.started
+        elif not counters(vm)["commits"]:
+            raise RuntimeError("the guest's balloon driver did not commit")
+    return result | {"qmp_worst_s": probe.worst, "qmp_worst_at_s": probe.worst_at}
+
+
 def boot(vm, mode):
     """Follows a VM through its boot; returns what was seen."""
-    result = {"qemu_init_s": vm.wait_qmp(PATIENCE),
-              "kernel_s": vm.wait_line("Linux version", KERNEL_PATIENCE)[0],
-              "init_s": vm.wait_line("L2: init", KERNEL_PATIENCE)[0],
-              "userspace_s": vm.wait_line(READY, PATIENCE)[0],
-              "rss_ready_bytes": kib(vm, "VmRSS")}
-    if not mode.startswith("deferred"):
-        vm.check(MASTER, PATIENCE)
-        result["master_s"] = time.monotonic() - vm.started
+    result = follow(vm, mode)
+    if mode.startswith(UEFI):
+        return result
     if mode == "gate":
         result["host"] = counters(vm)
         if result["host"]["unmapped_bytes"] or not result["host"]["deferred_bytes"]:
@@ -152,8 +173,6 @@ def boot(vm, mode):
         result |= wait_all_mapped(vm)
         result |= {"host": counters(vm), "guest": guest_counters(vm)}
         result |= {name: result["host"][name] for name in ("messages", "inner_mappings")}
-        if not result["host"]["commits"]:
-            raise RuntimeError("the guest's balloon driver did not commit")
     elif mode == "stock":
         result["all_mapped_s"] = result["qemu_init_s"]
     result |= {"rss_bytes": kib(vm, "VmRSS"), "locked_bytes": kib(vm, "VmLck"),
@@ -175,7 +194,7 @@ def lacks_init(vm, error):
 def measure(size, mode, run, knobs):
     """Boots one VM and returns its figures; times are seconds since exec()."""
     base = {"deferred-hold": "deferred", "deferred-low": "deferred",
-            "gate": "stock"}.get(mode, mode)
+            "gate": "stock"}.get(mode, mode.removeprefix(UEFI))
     guest.prepare("deferred" if mode == "gate" else base)
     for knob, value in knobs if host.is_loaded(host.MODULE) else ():
         host.set_knob(knob, value)
@@ -183,7 +202,8 @@ def measure(size, mode, run, knobs):
         host.set_knob("policy", "gate" if mode == "gate" else "balloon")
         host.set_knob("threshold_mib", 0 if mode in LOW
                       else dict(knobs).get("threshold_mib", THRESHOLD))
-    options = {"modules": [GUEST_MODULE] if base == "deferred" else []}
+    options = {"modules": [GUEST_MODULE] if base == "deferred" else [],
+               "firmware": "uefi" if mode.startswith(UEFI) else "bios"}
     if mode == "deferred-hold":
         host.set_knob("hold", 1)
         # Nothing is timed here, so a slow machine shall not run out of time.
@@ -218,10 +238,18 @@ def plan(sizes, runs):
     rows = []
     for run in range(runs):
         shift = run % len(MODES)
+        modes = MODES[shift:] + MODES[:shift]
         for size in sizes:
-            rows += [(size, mode, run) for mode in MODES[shift:] + MODES[:shift]]
+            rows += [(size, mode, run) for mode in modes]
         rows += [(max(sizes), mode, run) for mode in ("gate", "deferred-low")]
+        for size in ends(sizes):
+            rows += [(size, UEFI + mode, run) for mode in modes]
     return rows + [(size, "deferred-hold", 0) for size in sizes]
+
+
+def ends(sizes):
+    """The smallest and the largest size."""
+    return sorted({min(sizes), max(sizes)})
 
 
 def attempt(row, knobs):
@@ -243,11 +271,10 @@ def attempt(row, knobs):
 def describe(result):
     if "error" in result:
         return "FAILED: " + result["error"]
-    text = (f"QEMU {result['qemu_init_s']:.2f} s, "
-            f"user space {result['userspace_s']:.2f} s")
-    if result["mode"].startswith("deferred"):
-        text += f", all mapped {result['all_mapped_s']:.2f} s"
-    return text
+    return ", ".join(f"{name} {result[key]:.2f} s" for name, key in (
+        ("QEMU", "qemu_init_s"), ("kernel", "kernel_s"), ("user space", "userspace_s"),
+        ("all mapped", "all_mapped_s"), ("longest wait for QMP", "qmp_worst_s"))
+        if key in result)
 
 
 def main():

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Of the programs that run the tests: that what fails is counted, that an emulator
 which is not the one that is known stays as it is, what a kernel has died of, and what is
-said to QEMU's monitor."""
+said to QEMU's monitor; and how the demo's figures are judged."""
 
 import contextlib
 import io
@@ -22,6 +22,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts"), str(TESTS.parent / "scripts/l1")]
 
 # pylint: disable=wrong-import-position
+import demo
 import emulator
 import lanes
 import probe
@@ -342,6 +343,66 @@ class Probe(unittest.TestCase):
             found = probe.Probe(qemu)
             found._thread.join(10)  # pylint: disable=protected-access
             found.stop()
+
+
+def demo_run(mode, size, kernel, worst, **more):
+    return {"mode": mode, "size_gib": size, "qemu_init_s": 1, "kernel_s": kernel,
+            "userspace_s": kernel + 5, "qmp_worst_s": worst, **more}
+
+
+class Demo(unittest.TestCase):
+    """Of 12 GiB by UEFI, a device adds 8 s to 5, and 1 with our modules."""
+
+    def figures(self, unmapped=8, worst=0.3):
+        at_kernel = {"deferred_bytes_at_kernel": 8, "unmapped_bytes_at_kernel": unmapped}
+        return demo.Figures({"runs": [
+            demo_run("uefi-floor", 4, 5, 0.1), demo_run("uefi-floor", 12, 5, 0.1),
+            demo_run("uefi-stock", 4, 7, 0.2), demo_run("uefi-stock", 12, 13, 0.2),
+            demo_run("uefi-deferred", 4, 6, worst, **at_kernel),
+            demo_run("uefi-deferred", 12, 6, worst, **at_kernel),
+            {"mode": "uefi-stock", "size_gib": 12, "error": "lost"}]})
+
+    @staticmethod
+    def bars(figures):
+        """{beginning of its text: figure, comparison, limit}."""
+        return {text.split(",")[0]: rest for text, *rest in demo.bars(figures)}
+
+    def test_uefi(self):
+        bars = self.bars(self.figures())
+        self.assertEqual(bars["UEFI"][0], 1 / 8)
+        self.assertEqual(bars["UEFI: until the kernel starts"][0], 0)
+        self.assertEqual(bars["UEFI: RAM that is deferred and not mapped yet when the kernel "
+                              "starts"][0], 1)
+        self.assertAlmostEqual(bars["until QEMU"][0], 0.1)
+
+    def verdicts(self, **different):
+        """What is said of each bar, by the beginning of its text."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            demo.report_bars(self.figures(**different))
+        return [line.split(maxsplit=1) for line in out.getvalue().splitlines()]
+
+    def test_missed(self):
+        """One VM of which something was mapped, or that kept somebody waiting."""
+        missed = [text for word, text in self.verdicts() if word == "MISSED"]
+        self.assertEqual(missed, [])
+        for different, text in (({"unmapped": 7}, "UEFI: RAM"), ({"worst": 0.8}, "until QEMU")):
+            missed = [line for word, line in self.verdicts(**different) if word == "MISSED"]
+            self.assertEqual([line[:len(text)] for line in missed], [text])
+
+    def test_verdict(self):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            demo.report_verdict(self.figures())
+        self.assertEqual(out.getvalue(), "With a device, a VM of 12 GiB is in its user space "
+                         "later than without: by 8.0 s (UEFI) on stock VFIO, by 1.0 s (UEFI) "
+                         "with our modules.\n")
+
+    def test_none(self):
+        """Figures of before UEFI was measured are no reason to fail."""
+        figures = demo.Figures({"runs": [demo_run("stock", 4, 3, None)]})
+        self.assertEqual(self.bars(figures)["UEFI"][0], None)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            demo.report_verdict(figures)
+        self.assertEqual(out.getvalue(), "")
 
 
 class LastWords(unittest.TestCase):
