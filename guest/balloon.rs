@@ -5,10 +5,15 @@
 //! A page leaves the balloon in one of two ways only. Either the host has answered a deflate of it
 //! with success, so it is mapped for DMA. Or the device was reset, after which the host takes all
 //! pages for used ones and keeps assigned devices from mastering the bus until all are mapped; had
-//! one been doing so, the reset itself would have mapped them first.
+//! one been doing so, the reset itself would have mapped them first. That is also the way out when
+//! the device fails.
 //!
-//! Lock order: `oom_lock` of the kernel, then [`Balloon::state`]. As the first is held while memory
-//! has run out, nothing is allocated under the second.
+//! Lock order: `oom_lock` of the kernel, and any lock that somebody holds while allocating, then
+//! [`Balloon::state`]. As the first are held while memory has run out, nothing is allocated under
+//! the second; and those who hold them only try it, see [`Balloon::relieve`]. The device is reset
+//! without it.
+
+mod relief;
 
 use crate::{
     compat::EPROTO,
@@ -27,25 +32,24 @@ use crate::{
         range::Range,
         vec::Vector, //
     },
-    oom::Relief,
-    pages::Blocks,
-    shrinker::Shrinkable,
+    node::Node,
+    pages::{
+        Blocks,
+        Need, //
+    },
     stats::{
         Phase,
         Stats, //
     },
     virtio::{
+        millis_since,
         Reason,
         Transport, //
     },
-    work::{
-        Job,
-        Worker, //
-    },
+    work::Job,
 };
 use kernel::{
     new_mutex,
-    page::PAGE_SIZE,
     prelude::*,
     sync::{
         atomic::{
@@ -66,17 +70,33 @@ use kernel::{
 const FIRST_RETRY: Msecs = 1_000;
 const LAST_RETRY: Msecs = 60_000;
 
+/// How long the worker waits for an answer before others have a turn.
+const TURN: Msecs = 1_000;
+
 /// The balloon of one device.
 #[pin_data]
 pub(crate) struct Balloon {
     #[pin]
     state: Mutex<State>,
-    /// Signalled when the host has used a buffer.
+    /// Signalled when the host has used a buffer, or changed the configuration.
     #[pin]
     replied: Event,
+    /// Signalled when somebody is through with `state`, or memory has come back in other ways.
+    #[pin]
+    turn: Event,
     /// Memory is short: the next step is urgent, whatever the target.
     pressed: Atomic<bool>,
+    /// Somebody has waited for an answer that is late, and it has not come yet.
+    silent: Atomic<bool>,
+    /// What is in the balloon of each node, by the kernel's number for it.
+    held: KVec<Held>,
     stats: Arc<Stats>,
+}
+
+/// What is in the balloon of one node, for those who do not have [`Balloon::state`].
+struct Held {
+    bytes: Atomic<u64>,
+    start: Atomic<u64>,
 }
 
 struct State {
@@ -89,38 +109,77 @@ struct State {
     retry: Msecs,
     /// The last refusal, and how long to wait after it.
     refused: Option<(Instant<Monotonic>, Msecs)>,
-    /// A request has failed for a reason that asking again does not mend.
-    broken: bool,
+    /// The device has failed: the worker has to reset it.
+    failed: Option<Error>,
 }
 
-/// How a deflate request ended.
-struct Deflated {
-    bytes: u64,
-    refused: bool,
+/// How an attempt to deflate ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// There is nothing to ask for.
+    Nothing,
+    /// The host has not answered yet.
+    Waiting,
+    /// The host has mapped all that it was asked for.
+    Done,
+    /// The host has not mapped all of it.
+    Refused,
 }
 
 impl Balloon {
-    /// An empty balloon without a device.
-    pub(crate) fn new(stats: Arc<Stats>) -> impl PinInit<Self> {
+    /// An empty balloon without a device. May sleep.
+    pub(crate) fn new(stats: Arc<Stats>) -> Result<impl PinInit<Self>> {
         let state = State {
             transport: None,
             blocks: Blocks::new(),
             batch: Vector::new(),
             retry: FIRST_RETRY,
             refused: None,
-            broken: false,
+            failed: None,
         };
-        pin_init!(Self {
+        let mut held = KVec::with_capacity(Node::numbers(), GFP_KERNEL)?;
+        for _ in 0..Node::numbers() {
+            let none = Held {
+                bytes: Atomic::new(0),
+                start: Atomic::new(u64::MAX),
+            };
+            held.push(none, GFP_KERNEL)?;
+        }
+        Ok(pin_init!(Self {
             state <- new_mutex!(state, "Balloon::state"),
             replied <- Event::new(),
+            turn <- Event::new(),
             pressed: Atomic::new(false),
+            silent: Atomic::new(false),
+            held,
             stats,
-        })
+        }))
     }
 
-    /// Lets a waiting request look for its answer. Any context.
+    /// Lets a waiting request look for its answer, and whether the device has failed. Any context.
     pub(crate) fn replied(&self) {
         self.replied.signal();
+    }
+
+    /// What is in the balloon of what somebody needs, in bytes.
+    fn held(&self, need: Need) -> u64 {
+        let Some(node) = need.node else {
+            return self.stats.ballooned_bytes.get();
+        };
+        let held = self.held.get(node.index());
+        let held = held.filter(|held| held.start.load(Relaxed) < need.below);
+        held.map_or(0, |held| held.bytes.load(Relaxed))
+    }
+
+    /// Shows what is in the balloon.
+    fn account(&self, blocks: &Blocks) {
+        for (node, bytes, start) in blocks.nodes() {
+            if let Some(held) = self.held.get(node.index()) {
+                held.start.store(start.unwrap_or(u64::MAX), Relaxed);
+                held.bytes.store(bytes, Relaxed);
+            }
+        }
+        self.stats.ballooned_bytes.set(blocks.bytes());
     }
 
     /// Inflates the balloon as far as the host wants it, and returns when the host has mapped the
@@ -149,13 +208,23 @@ impl Balloon {
         state.blocks = blocks;
         state.retry = FIRST_RETRY;
         state.refused = None;
-        state.broken = false;
-        for ranges in state.blocks.ranges().chunks(MAX_RANGES) {
-            done(self.send(transport, Kind::Inflate, ranges)?)?;
+        state.failed = None;
+        self.silent.store(false, Relaxed);
+        let mut count = 0;
+        let mut ranges = state.blocks.ranges().peekable();
+        while ranges.peek().is_some() {
+            state.batch.clear();
+            for range in ranges.by_ref().take(MAX_RANGES) {
+                // There is room, so this does not allocate.
+                state.batch.try_push(range).map_err(|_| ENOMEM)?;
+            }
+            count += state.batch.len();
+            done(self.exchange(transport, Kind::Inflate, &state.batch)?)?;
         }
+        drop(ranges);
         let bytes = state.blocks.bytes();
         transport.set_actual(bytes);
-        self.stats.ballooned_bytes.set(bytes);
+        self.account(&state.blocks);
         let inflate_us = micros_since(begin);
 
         let begin = Instant::<Monotonic>::now();
@@ -164,7 +233,7 @@ impl Balloon {
         // the queues: in a VM without assigned devices it knows of no memory. What it wants later
         // says less: it leaves out what it could not map.
         if target > 0 {
-            done(self.send(transport, Kind::Commit, &[])?)?;
+            done(self.exchange(transport, Kind::Commit, &[])?)?;
         }
         let commit_us = micros_since(begin);
 
@@ -174,7 +243,7 @@ impl Balloon {
         pr_info!(
             "{} MiB in {} ranges ballooned in {} ms, committed in {} ms\n",
             bytes >> 20,
-            state.blocks.ranges().len(),
+            count,
             inflate_us / 1_000,
             commit_us / 1_000
         );
@@ -182,109 +251,139 @@ impl Balloon {
     }
 
     /// Resets the device, if there is one, and gives all pages back. May sleep.
+    ///
+    /// The caller has to stop the worker afterwards: that may be about to do the same.
     pub(crate) fn stop(&self) {
-        let (transport, blocks) = {
-            let mut state = self.state.lock();
-            let blocks = core::mem::replace(&mut state.blocks, Blocks::new());
-            (state.transport.take(), blocks)
-        };
-        // The reset comes first; see the top of the file.
-        drop(transport);
-        self.stats.returned_bytes.add(blocks.bytes());
-        drop(blocks);
-        self.stats.ballooned_bytes.set(0);
+        let mut guard = self.state.lock();
+        let (transport, blocks) = guard.take();
+        drop(guard);
+        self.release(transport, blocks);
         self.stats.enter(Phase::Stopped);
     }
 
-    /// Sends one request and returns the answer.
-    fn send(&self, transport: &mut Transport, kind: Kind, ranges: &[Range]) -> Result<Reply> {
-        let queue = match kind {
-            Kind::Inflate | Kind::Commit => Queue::Inflate,
-            Kind::Deflate { .. } => Queue::Deflate,
-        };
-        let reply = transport.exchange(queue, &self.replied, |page| {
-            let request = protocol::encode(kind, ranges, page).ok_or(EINVAL)?;
-            Ok(request.len())
-        })?;
-        self.stats.messages_sent.add(1);
-        self.stats.ranges_sent.add(ranges.len() as u64);
-        Reply::decode(reply, ranges.len() as u32).map_err(|_| EPROTO)
+    /// Resets the device and frees the blocks, which show as ballooned until they are free.
+    ///
+    /// Without `state`: the host may take as long for the reset as it takes to map all of them.
+    fn release(&self, transport: Option<Transport>, mut blocks: Blocks) {
+        // The reset comes first; see the top of the file.
+        drop(transport);
+        self.silent.store(false, Relaxed);
+        while let Some(node) = blocks.lowest_node() {
+            let before = blocks.bytes();
+            let Some(range) = blocks.lowest(node, knobs::step(), u64::MAX).next() else {
+                break;
+            };
+            if blocks.release(range).is_err() {
+                break;
+            }
+            self.account(&blocks);
+            let freed = before.saturating_sub(blocks.bytes());
+            self.stats.returned_bytes.add(freed);
+            self.turn.signal();
+        }
     }
 
-    /// Asks the host for the lowest `bytes` bytes, which it maps in the same order in the background,
-    /// and frees what it has mapped.
-    fn deflate(&self, state: &mut State, bytes: u64, urgent: bool) -> Result<Deflated> {
+    /// Sends one request and returns the answer.
+    fn exchange(&self, transport: &mut Transport, kind: Kind, ranges: &[Range]) -> Result<Reply> {
+        let reply = transport.exchange(queue_of(kind), &self.replied, encoded(kind, ranges))?;
+        self.decode(&reply, ranges.len())
+    }
+
+    /// Understands the answer to a request with so many ranges.
+    fn decode(&self, reply: &[u8], count: usize) -> Result<Reply> {
+        self.silent.store(false, Relaxed);
+        self.stats.messages_sent.add(1);
+        self.stats.ranges_sent.add(count as u64);
+        Reply::decode(reply, count as u32).map_err(|_| EPROTO)
+    }
+
+    /// Asks the host for the lowest `bytes` bytes of a node, or if none is named, of the lowest
+    /// memory, which it maps first in the background. Nothing is sent while it owes an answer.
+    fn ask(&self, state: &mut State, need: Need, bytes: u64, urgent: bool) -> Result<Step> {
         let transport = state.transport.as_mut().ok_or(ENODEV)?;
+        if transport.is_waiting() {
+            return Ok(Step::Waiting);
+        }
         state.batch.clear();
-        for range in state.blocks.lowest(bytes).take(MAX_RANGES) {
+        let Some(node) = need.node.or_else(|| state.blocks.lowest_node()) else {
+            return Ok(Step::Nothing);
+        };
+        let ranges = state.blocks.lowest(node, bytes, need.below);
+        for range in ranges.take(MAX_RANGES) {
             // There is room, so this does not allocate.
             state.batch.try_push(range).map_err(|_| ENOMEM)?;
         }
         if state.batch.is_empty() {
-            return Ok(Deflated {
-                bytes: 0,
-                refused: false,
-            });
+            return Ok(Step::Nothing);
         }
         if urgent {
             self.stats.urgent_requests.add(1);
         }
         self.stats.enter(Phase::Deflating);
-        let reply = match self.send(transport, Kind::Deflate { urgent }, &state.batch) {
+        let kind = Kind::Deflate { urgent };
+        match transport.send(queue_of(kind), encoded(kind, &state.batch)) {
             // Nothing was sent: there was no room to map the buffers for DMA (swiotlb).
-            Err(ENOMEM) => Reply {
-                status: Status::NoMap,
-                done: 0,
-            },
-            other => other?,
+            Err(ENOMEM) => Ok(self.refuse(state)),
+            other => other.map(|()| Step::Waiting),
+        }
+    }
+
+    /// Waits for the answer to a deflate request, and frees what the host has mapped.
+    fn collect(&self, state: &mut State, patience: Msecs) -> Result<Step> {
+        let transport = state.transport.as_mut().ok_or(ENODEV)?;
+        let Some(reply) = transport.wait(&self.replied, patience)? else {
+            self.silent.store(transport.is_late(), Relaxed);
+            return Ok(Step::Waiting);
         };
+        let reply = self.decode(&reply, state.batch.len())?;
         let before = state.blocks.bytes();
         for range in state.batch.iter().take(reply.done as usize) {
             state.blocks.release(*range)?;
         }
         let left = state.blocks.bytes();
         transport.set_actual(left);
-        let bytes = before.saturating_sub(left);
-        self.stats.ballooned_bytes.set(left);
-        self.stats.returned_bytes.add(bytes);
-        let refused = reply.status != Status::Ok;
-        if refused {
-            self.stats.failed_deflates.add(1);
+        self.account(&state.blocks);
+        self.stats.returned_bytes.add(before.saturating_sub(left));
+        match reply.status {
+            Status::Ok => {}
+            Status::NoMap => return Ok(self.refuse(state)),
+            // Asking again does not mend that.
+            Status::Invalid => return Err(EINVAL),
         }
-        self.stats.enter(if refused {
-            Phase::Refused
-        } else {
-            resting(left)
-        });
-        Ok(Deflated { bytes, refused })
+        state.retry = FIRST_RETRY;
+        state.refused = None;
+        self.stats.enter(resting(left));
+        Ok(Step::Done)
     }
 
-    /// Gives up: what is in the balloon stays there until `stop`.
-    fn fail(&self, state: &mut State, error: Error) {
-        state.broken = true;
-        self.stats.enter(Phase::Broken);
-        pr_err!("deflating failed: {error:?}; the pages stay in the balloon\n");
+    /// Notes that the host has refused a request, and when it may be asked again.
+    fn refuse(&self, state: &mut State) -> Step {
+        self.stats.failed_deflates.add(1);
+        self.stats.enter(Phase::Refused);
+        state.refused = Some((Instant::now(), state.retry));
+        state.retry = state.retry.saturating_mul(2).min(LAST_RETRY);
+        Step::Refused
     }
-}
 
-/// Shrinks the balloon to what the host wants it to be, or if memory is short, a step at a time.
-impl Job for Balloon {
-    fn run(&self) -> Option<Msecs> {
-        loop {
-            // Not held from one step to the next: whoever has run out of memory may come between.
-            let mut guard = self.state.lock();
-            let state = &mut *guard;
-            if state.broken {
-                return None;
-            }
+    /// What the worker does in one turn.
+    fn turn(&self, state: &mut State) -> Result<Next> {
+        if let Some(error) = state.failed.take() {
+            return Err(error);
+        }
+        let Some(transport) = state.transport.as_mut() else {
+            return Ok(Next::Rest);
+        };
+        if !transport.is_waiting() {
+            transport.check()?;
             let held = state.blocks.bytes();
-            let target = state.transport.as_ref()?.target();
+            let target = transport.target();
             let urgent = self.pressed.xchg(false, Relaxed) && held > 0;
             // The host kicks with each step of its own; that is no reason to ask sooner.
             let refused = state.refused.filter(|_| !urgent);
             if let Some(left) = refused.and_then(|(at, delay)| left(at, delay)) {
-                return Some(left);
+                return Ok(Next::In(left));
             }
+            let node = urgent.then(|| state.blocks.shortest_node()).flatten();
             let step = if urgent {
                 knobs::step()
             } else {
@@ -292,60 +391,55 @@ impl Job for Balloon {
             };
             if step == 0 {
                 self.stats.enter(resting(held));
-                return None;
+                return Ok(Next::Rest);
             }
-            match self.deflate(state, step, urgent) {
-                Ok(Deflated { refused: false, .. }) => {
-                    state.retry = FIRST_RETRY;
-                    state.refused = None;
-                }
-                Ok(Deflated { refused: true, .. }) => {
-                    let delay = state.retry;
-                    state.refused = Some((Instant::now(), delay));
-                    state.retry = delay.saturating_mul(2).min(LAST_RETRY);
-                    return Some(delay);
-                }
-                Err(error) => {
-                    self.fail(state, error);
-                    return None;
-                }
-            }
+            self.ask(state, Need { node, ..Need::ANY }, step, urgent)?;
         }
+        if state.transport.as_ref().is_some_and(Transport::is_waiting) {
+            self.collect(state, TURN)?;
+        }
+        Ok(Next::In(0))
     }
 }
 
-/// Has the worker take a step out of the balloon, whatever its target, before reclaim gets so far
-/// that it writes to swap or drops what will be read again.
-impl Shrinkable for Worker<Balloon> {
-    fn count(&self) -> u64 {
-        let stats = &self.job().stats;
-        // What the host has just refused is not worth another try before the worker makes it.
-        if stats.is(Phase::Refused) || stats.is(Phase::Broken) {
-            return 0;
-        }
-        stats.ballooned_bytes.get() / PAGE_SIZE as u64
-    }
+/// When the worker has its next turn, unless it is kicked before.
+enum Next {
+    /// In so many milliseconds.
+    In(Msecs),
+    /// There is nothing to do.
+    Rest,
+}
 
-    fn press(&self) {
-        self.job().pressed.store(true, Relaxed);
-        self.kick();
+impl State {
+    /// Takes out what has to be dropped in this order, without the lock.
+    fn take(&mut self) -> (Option<Transport>, Blocks) {
+        let blocks = core::mem::replace(&mut self.blocks, Blocks::new());
+        self.failed = None;
+        (self.transport.take(), blocks)
     }
 }
 
-/// Takes a step out of the balloon at once, whatever its target.
-impl Relief for Balloon {
-    fn relieve(&self) -> usize {
+/// Shrinks the balloon to what the host wants it to be, or if memory is short, a step at a time; and
+/// resets a device that has failed.
+impl Job for Balloon {
+    fn run(&self) -> Option<Msecs> {
+        // Not held from one turn to the next: whoever has run out of memory, or stops the device,
+        // may come between.
         let mut guard = self.state.lock();
-        let state = &mut *guard;
-        if state.broken || state.blocks.bytes() == 0 {
-            return 0;
+        let next = self.turn(&mut guard);
+        let failed = next.as_ref().err().map(|error| (*error, guard.take()));
+        drop(guard);
+        if let Some((error, (transport, blocks))) = failed {
+            pr_err!(
+                "the balloon device has failed: {error:?}; resetting it, which gives all back\n"
+            );
+            self.release(transport, blocks);
+            self.stats.enter(Phase::Broken);
         }
-        match self.deflate(state, knobs::step(), true) {
-            Ok(deflated) => (deflated.bytes / PAGE_SIZE as u64) as usize,
-            Err(error) => {
-                self.fail(state, error);
-                0
-            }
+        self.turn.signal();
+        match next {
+            Ok(Next::In(delay)) => Some(delay),
+            Ok(Next::Rest) | Err(_) => None,
         }
     }
 }
@@ -356,6 +450,22 @@ fn resting(bytes: u64) -> Phase {
         Phase::Empty
     } else {
         Phase::Inflated
+    }
+}
+
+/// The queue for a request.
+fn queue_of(kind: Kind) -> Queue {
+    match kind {
+        Kind::Inflate | Kind::Commit => Queue::Inflate,
+        Kind::Deflate { .. } => Queue::Deflate,
+    }
+}
+
+/// Writes a request to a buffer.
+fn encoded(kind: Kind, ranges: &[Range]) -> impl FnOnce(&mut [u8]) -> Result<usize> + '_ {
+    move |page| {
+        let request = protocol::encode(kind, ranges, page).ok_or(EINVAL)?;
+        Ok(request.len())
     }
 }
 
@@ -370,8 +480,7 @@ fn done(reply: Reply) -> Result {
 
 /// What is left of `delay` since `at`; `None` if it is over.
 fn left(at: Instant<Monotonic>, delay: Msecs) -> Option<Msecs> {
-    let waited = Msecs::try_from(at.elapsed().as_millis()).unwrap_or(delay);
-    delay.checked_sub(waited).filter(|left| *left > 0)
+    delay.checked_sub(millis_since(at)).filter(|left| *left > 0)
 }
 
 fn micros_since(begin: Instant<Monotonic>) -> u64 {

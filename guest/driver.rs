@@ -6,7 +6,7 @@ use crate::{
     balloon::Balloon,
     kobject::Directory,
     logic::protocol::FEATURE_BIT,
-    oom::Notifier,
+    oom,
     order::Coming,
     shrinker::Shrinker,
     stats::{
@@ -30,16 +30,17 @@ use kernel::{
 #[pin_data]
 pub(crate) struct Driver {
     balloon: Arc<Balloon>,
-    /// Deflates when the host has changed the target or memory is short.
+    /// Deflates when the host has changed the target or memory is short, and resets a device that has
+    /// failed.
     worker: Arc<Worker<Balloon>>,
     _shrinker: Shrinker<Worker<Balloon>>,
     #[pin]
-    _notifier: Notifier<Balloon>,
+    _oom: oom::Notifier<Worker<Balloon>>,
     _directory: Directory<Stats>,
 }
 
-// SAFETY: `Balloon::start` puts the transport where `Balloon::stop` takes and drops it, or drops it
-// on an error before that.
+// SAFETY: `Balloon::start` puts the transport where `Balloon::stop` or the worker takes and drops it,
+// or drops it on an error before that; and `stop` waits for the worker.
 unsafe impl virtio::Driver for Driver {
     const NAME: &'static CStr = crate::NAME;
     const DEVICE_ID: u32 = crate::bindings::VIRTIO_ID_BALLOON;
@@ -47,15 +48,15 @@ unsafe impl virtio::Driver for Driver {
 
     fn new(device: &Device) -> Result<Pin<KBox<Self>>> {
         let stats = Arc::new(Stats::new(), GFP_KERNEL)?;
-        let balloon = Arc::pin_init(Balloon::new(stats.clone()), GFP_KERNEL)?;
+        let balloon = Arc::pin_init(Balloon::new(stats.clone())?, GFP_KERNEL)?;
         let directory = stats::directory(device.kobject()?, stats)?;
         let worker = Arc::pin_init(Worker::new(balloon.clone()), GFP_KERNEL)?;
         let shrinker = Shrinker::new(crate::NAME, worker.clone())?;
         KBox::try_pin_init(
             try_pin_init!(Self {
-                worker,
                 _shrinker: shrinker,
-                _notifier <- Notifier::new(balloon.clone()),
+                _oom <- oom::Notifier::new(worker.clone()),
+                worker,
                 _directory: directory,
                 balloon,
             }),
@@ -75,8 +76,9 @@ unsafe impl virtio::Driver for Driver {
     }
 
     fn stop(&self) {
-        self.worker.stop();
         self.balloon.stop();
+        // It may be about to reset a device that has failed, and then has the transport.
+        self.worker.stop();
     }
 
     fn used(&self) {
@@ -84,6 +86,8 @@ unsafe impl virtio::Driver for Driver {
     }
 
     fn config_changed(&self) {
+        // It may want to be reset, and whoever waits for it has to know.
+        self.balloon.replied();
         self.worker.kick();
     }
 }

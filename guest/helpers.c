@@ -7,6 +7,7 @@
 #include <linux/nodemask.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/swap.h>
 #include <linux/virtio.h>
 #include <linux/virtio_balloon_deferred.h>
 #include <linux/virtio_config.h>
@@ -44,6 +45,11 @@ void rust_helper_virtio_device_ready(struct virtio_device *vdev)
 	virtio_device_ready(vdev);
 }
 
+u8 rust_helper_virtio_get_status(struct virtio_device *vdev)
+{
+	return vdev->config->get_status(vdev);
+}
+
 u32 rust_helper_virtio_balloon_num_pages(struct virtio_device *vdev)
 {
 	u32 pages;
@@ -72,6 +78,61 @@ void rust_helper_virtio_balloon_set_actual(struct virtio_device *vdev,
 int rust_helper_next_memory_node(int node)
 {
 	return next_node(node, node_states[N_MEMORY]);
+}
+
+unsigned int rust_helper_node_numbers(void)
+{
+	return nr_node_ids;
+}
+
+/* The address at which the highest zone of a node ends that serves "gfp". */
+phys_addr_t rust_helper_node_end(int node, gfp_t gfp)
+{
+	phys_addr_t end = 0;
+	int i;
+
+	for (i = 0; i <= gfp_zone(gfp); i++) {
+		const struct zone *zone = &NODE_DATA(node)->node_zones[i];
+
+		if (populated_zone(zone))
+			end = max(end, PFN_PHYS(zone_end_pfn(zone)));
+	}
+	return end;
+}
+
+/*
+ * How many pages are free in those zones of a node that end above "lowest", and
+ * above the watermark at which reclaim would rest; negative if there are fewer.
+ */
+long rust_helper_node_spare(int node, phys_addr_t lowest)
+{
+	long spare = 0;
+	int i;
+
+	for (i = 0; i < MAX_NR_ZONES; i++) {
+		struct zone *zone = &NODE_DATA(node)->node_zones[i];
+
+		if (populated_zone(zone) && PFN_PHYS(zone_end_pfn(zone)) > lowest)
+			spare += (long)zone_page_state(zone, NR_FREE_PAGES) -
+				 (long)high_wmark_pages(zone);
+	}
+	return spare;
+}
+
+unsigned long rust_helper_node_present_pages(int node)
+{
+	return node_present_pages(node);
+}
+
+/* Whether this task has to free memory itself before it gets any. */
+bool rust_helper_is_direct_reclaim(void)
+{
+	return current->reclaim_state && !current_is_kswapd();
+}
+
+void rust_helper_mm_account_reclaimed_pages(unsigned long pages)
+{
+	mm_account_reclaimed_pages(pages);
 }
 
 void rust_helper_cond_resched(void)
@@ -126,6 +187,13 @@ void rust_helper_set_pages_offline(struct page *page, unsigned int count,
 		else
 			__ClearPageOffline(page);
 	}
+}
+
+/* As long as "*value" is "same", or until the time is over. */
+long rust_helper_wait_while(struct wait_queue_head *queue, const u64 *value,
+			    u64 same, unsigned long timeout)
+{
+	return wait_event_timeout(*queue, READ_ONCE(*value) != same, timeout);
 }
 
 /* Tasks that bind a driver to a PCI device and wait for a balloon; see order.rs. */

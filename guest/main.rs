@@ -6,8 +6,9 @@
 //! tells the host, and returns when the host has mapped the rest. The host maps what is in the
 //! balloon in the background and shrinks the balloon as it goes.
 //!
-//! From top to bottom: `driver` (who calls whom), `balloon` (the logic), then wrappers of the
-//! kernel: `pages`, `oom`, `order`, `shrinker`, `virtio` and those shared with the host module.
+//! From top to bottom: `driver` (who calls whom), `balloon` (the logic), then wrappers
+//! of the kernel: `event`, `node`, `oom`, `order`, `pages`, `shrinker`, `virtio`, `zeroing` and
+//! those shared with the host module.
 //!
 //! The module has no alias, so that it is loaded only where somebody wants it, and in time. A
 //! device that does not offer `VIRTIO_BALLOON_F_DEFERRED` is left to the stock driver.
@@ -21,7 +22,6 @@ mod bindings;
 #[path = "../include/wrap/compat.rs"]
 mod compat;
 mod driver;
-#[path = "../include/wrap/event.rs"]
 mod event;
 mod knobs;
 #[path = "../include/wrap/kobject.rs"]
@@ -29,6 +29,7 @@ mod kobject;
 #[path = "../include/logic/mod.rs"]
 #[allow(dead_code, reason = "the other module uses the rest")]
 mod logic;
+mod node;
 mod oom;
 mod order;
 mod pages;
@@ -37,6 +38,7 @@ mod stats;
 mod virtio;
 #[path = "../include/wrap/work.rs"]
 mod work;
+mod zeroing;
 
 /// The name of the module, of its driver and of its directory in sysfs.
 const NAME: &CStr = c"virtio_balloon_deferred";
@@ -58,7 +60,7 @@ module! {
         },
         skip_zeroing: u64 {
             default: 1,
-            description: "1: the kernel does not zero memory for the balloon; 0: it does, slowly",
+            description: "1: the kernel does not zero memory for the balloon; 0: no balloon if it does",
         },
         bind_wait_ms: u64 {
             default: 60_000,
@@ -83,7 +85,7 @@ impl kernel::Module for Module {
             compat::parameter(module_parameters::bind_wait_ms.value()),
         )?;
         // SAFETY: This is the module's initialisation, and nothing has used it yet.
-        unsafe { pages::init() };
+        unsafe { zeroing::init() };
         let knobs = knobs::directory()?;
         // From before the notifier until all devices that are there have been probed.
         let coming = order::Coming::new();

@@ -4,8 +4,6 @@
 //!
 //! Nobody may touch a page in here: the host has not backed it yet, and would have to.
 //!
-//! Lock order: `PAUSE`, one for all balloons, then those of the page allocator.
-//!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h),
 //! [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -19,13 +17,15 @@ use crate::{
         },
         range_set::RangeSet, //
     },
+    node::Node,
+    zeroing, //
 };
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sync::{
-        global_lock,
-        GlobalGuard, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
 };
 
@@ -43,74 +43,11 @@ const GFP: bindings::gfp_t = 1 << bindings::___GFP_THISNODE_BIT
     | bindings::__GFP_HIGHMEM
     | bindings::__GFP_NOWARN;
 
-/// Blocks to take or give between two chances for others to run.
+/// Blocks to take between two chances for others to run.
 const BATCH: u32 = 64;
 
-global_lock! {
-    // SAFETY: Initialised in `init`, before any balloon is filled.
-    unsafe(uninit) static PAUSE: Mutex<()> = ();
-}
-
-/// Makes this file usable.
-///
-/// # Safety
-///
-/// Called once, at module initialisation, before any other function here.
-pub(crate) unsafe fn init() {
-    // SAFETY: As this function's.
-    unsafe { PAUSE.init() };
-}
-
-/// While this lives, the page allocator does not zero what it hands out (`init_on_alloc`).
-///
-/// Zeroing a block would make the host back and zero it first, which is all that the balloon is
-/// there to avoid. This holds for the whole kernel, so it must not take long: other users of the
-/// allocator who do not ask for zeroes get what others have left behind meanwhile. Those who cannot
-/// have that forbid it (`skip_zeroing`).
-///
-/// Large pages of processes are among them: the kernel zeroes these itself if the allocator has
-/// not, but it asks for that a moment later (`user_alloc_needs_zeroing()`), and zeroing may have
-/// resumed in between. No other user's memory may be seen that way, so this is for the time before
-/// there are any: with a process of anybody but root nothing is paused.
-///
-/// There is nothing to gain with `init_on_free` and `page_poison`: with these the kernel has
-/// written all of its memory at boot, so that the host has backed it by now.
-struct ZeroingPaused {
-    /// One balloon at a time: who disables it is who enables it.
-    _guard: GlobalGuard<PAUSE>,
-}
-
-impl ZeroingPaused {
-    /// `None`: nothing is zeroed, or it must be. May sleep.
-    fn new() -> Option<Self> {
-        let guard = PAUSE.lock();
-        // SAFETY: The key lives as long as the kernel.
-        if unsafe { bindings::static_key_count(Self::key()) } <= 0 {
-            return None;
-        }
-        // SAFETY: Has no preconditions.
-        if unsafe { bindings::users_but_root() } {
-            pr_info!("not only root has processes: what is taken is zeroed, which takes longer\n");
-            return None;
-        }
-        // SAFETY: As above, and the key is not read-only after boot: mm/mm_init.c defines it with
-        // DEFINE_STATIC_KEY_MAYBE(). By the lock it is enabled still, as far as we are concerned.
-        unsafe { bindings::static_key_disable(Self::key()) };
-        Some(Self { _guard: guard })
-    }
-
-    fn key() -> *mut bindings::static_key {
-        // SAFETY: This takes an address and reads nothing.
-        unsafe { &raw mut bindings::init_on_alloc.key }
-    }
-}
-
-impl Drop for ZeroingPaused {
-    fn drop(&mut self) {
-        // SAFETY: As in `new`.
-        unsafe { bindings::static_key_enable(Self::key()) }
-    }
-}
+/// Bytes in all balloons of this kernel.
+static HELD: Atomic<u64> = Atomic::new(0);
 
 /// A block that is allocated and in no balloon; dropping it frees it.
 ///
@@ -120,11 +57,14 @@ impl Drop for ZeroingPaused {
 /// to us in one piece.
 struct Block(*mut bindings::page);
 
+// SAFETY: Any thread may free a page, and account for it.
+unsafe impl Send for Block {}
+
 impl Block {
     /// Takes a block of `node`. Does not sleep.
-    fn new(node: c_int) -> Option<Self> {
+    fn new(node: Node) -> Option<Self> {
         // SAFETY: The node has memory; the flags ask for nothing that this context forbids.
-        let page = unsafe { bindings::alloc_pages_node_noprof(node, GFP, ORDER) };
+        let page = unsafe { bindings::alloc_pages_node_noprof(node.id(), GFP, ORDER) };
         // INVARIANT: The page allocator aligns blocks to their size. Not then_some(): it would make
         // a block of nothing, and free it.
         (!page.is_null()).then(|| Self(page))
@@ -144,7 +84,9 @@ impl Block {
     /// Shows the block as ballooned, or as ordinary again, in statistics and to crash dumps.
     ///
     /// A dump that read a page in the balloon would make the host back it, so makedumpfile must see
-    /// each of them as offline, as in the balloon of the stock driver.
+    /// each of them as offline, as in the balloon of the stock driver. Who wants memory gets it from
+    /// the balloon, so it counts as reclaimable: `MemAvailable` is what programs decide by whether
+    /// memory is short.
     fn account(&self, ballooned: bool) {
         const COUNT: u32 = 1 << ORDER;
         let change = if ballooned {
@@ -156,11 +98,17 @@ impl Block {
         // and in one node, and they are ours.
         unsafe {
             bindings::set_pages_offline(self.0, COUNT, ballooned);
-            bindings::mod_node_page_state(
-                bindings::page_pgdat(self.0),
+            for item in [
                 bindings::node_stat_item_NR_BALLOON_PAGES,
-                change,
-            );
+                bindings::node_stat_item_NR_KERNEL_MISC_RECLAIMABLE,
+            ] {
+                bindings::mod_node_page_state(bindings::page_pgdat(self.0), item, change);
+            }
+        }
+        if ballooned {
+            HELD.fetch_add(GRANULE.bytes(), Relaxed);
+        } else {
+            HELD.fetch_sub(GRANULE.bytes(), Relaxed);
         }
     }
 }
@@ -172,73 +120,47 @@ impl Drop for Block {
     }
 }
 
-/// The blocks in the balloon, as ranges of guest-physical addresses.
-///
-/// Dropping it gives all of them back to the page allocator, so the device must have been reset.
-///
-/// # Invariants
-///
-/// The set is made of whole blocks, each of them forgotten as a [`Block`] and accounted as ballooned.
-pub(crate) struct Blocks(RangeSet);
+/// Which memory somebody is short of.
+#[derive(Clone, Copy)]
+pub(crate) struct Need {
+    /// It must be of this node, if any is named.
+    pub(crate) node: Option<Node>,
+    /// It must lie below this address.
+    pub(crate) below: u64,
+}
 
-impl Blocks {
-    /// None.
-    pub(crate) const fn new() -> Self {
-        Self(RangeSet::new())
+impl Need {
+    /// Any memory will do.
+    pub(crate) const ANY: Self = Self {
+        node: None,
+        below: u64::MAX,
+    };
+}
+
+/// What a balloon holds of one node.
+struct Part {
+    node: Node,
+    set: RangeSet,
+    /// What nobody wants of what the allocator gave, kept so as not to get it again.
+    rejected: KVec<Block>,
+}
+
+impl Part {
+    fn start(&self) -> Option<u64> {
+        self.set.ranges().first().map(|range| range.start())
     }
 
-    /// What is in the balloon, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes()
+    /// How many bytes more can be taken so that each zone stays above its high watermark, where
+    /// reclaim rests, and `share` bytes of the node available.
+    fn room(&self, lowest: u64, share: u64) -> u64 {
+        let unused = (self.rejected.len() as u64).saturating_mul(GRANULE.bytes());
+        let rest = self.node.spare(0).saturating_add(unused);
+        rest.saturating_sub(share).min(self.node.spare(lowest))
     }
 
-    /// The same as few ranges, in rising order.
-    pub(crate) fn ranges(&self) -> &[Range] {
-        self.0.ranges()
-    }
-
-    /// The lowest `bytes` bytes of it.
-    pub(crate) fn lowest(&self, bytes: u64) -> impl Iterator<Item = Range> + '_ {
-        self.0.lowest(bytes)
-    }
-
-    /// Takes free memory from `lowest` up until there are `target` bytes, or as much as possible
-    /// while `reserve` bytes stay available.
-    ///
-    /// From all nodes alike, so that each keeps its part of the rest. May sleep.
-    ///
-    /// With `skip_zeroing` the allocator does not zero what it hands out meanwhile, but for those
-    /// who ask for it; see [`ZeroingPaused`] for when it does.
-    pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64, skip_zeroing: bool) {
-        // Kept until the end, so as not to get them again.
-        let mut rejected = KVec::new();
-        let _paused = skip_zeroing.then(ZeroingPaused::new).flatten();
-        loop {
-            // Anew each time: others allocate as well.
-            let unused = (rejected.len() as u64).saturating_mul(GRANULE.bytes());
-            let mut spare = available().saturating_add(unused).saturating_sub(reserve);
-            let before = spare;
-            for node in nodes() {
-                for _ in 0..BATCH {
-                    let left = target.saturating_sub(self.bytes());
-                    if left.min(spare) < GRANULE.bytes()
-                        || !self.take_one(node, lowest, &mut rejected)
-                    {
-                        break;
-                    }
-                    spare = spare.saturating_sub(GRANULE.bytes());
-                }
-                relax();
-            }
-            if spare == before {
-                return;
-            }
-        }
-    }
-
-    /// Takes a block of `node`, or rejects it; false when there are no more worth having.
-    fn take_one(&mut self, node: c_int, lowest: u64, rejected: &mut KVec<Block>) -> bool {
-        let Some(block) = Block::new(node) else {
+    /// Takes a block, or rejects it; false when there are no more worth having.
+    fn take_one(&mut self, lowest: u64) -> bool {
+        let Some(block) = Block::new(self.node) else {
             return false;
         };
         let Some(range) = block.range() else {
@@ -247,9 +169,9 @@ impl Blocks {
         if range.start() < lowest {
             // The allocator turns to a lower zone when a higher one is down to its watermark. If
             // all of that zone is too low, so is all that is left.
-            return block.zone_end() > lowest && rejected.push(block, GFP_KERNEL).is_ok();
+            return block.zone_end() > lowest && self.rejected.push(block, GFP_KERNEL).is_ok();
         }
-        if self.0.insert(range).is_err() {
+        if self.set.insert(range).is_err() {
             return false;
         }
         block.account(true);
@@ -257,16 +179,134 @@ impl Blocks {
         core::mem::forget(block);
         true
     }
+}
+
+/// The blocks in the balloon, as ranges of guest-physical addresses, node by node.
+///
+/// Dropping it gives all of them back to the page allocator, so the device must have been reset.
+///
+/// # Invariants
+///
+/// The sets are made of whole blocks, each of them forgotten as a [`Block`] and accounted as
+/// ballooned, in the set of its node.
+pub(crate) struct Blocks(KVec<Part>);
+
+impl Blocks {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self(KVec::new())
+    }
+
+    /// What is in the balloon, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(|part| part.set.bytes()).sum()
+    }
+
+    /// The same as few ranges: those of a node rise, and do not touch.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range> + '_ {
+        self.0
+            .iter()
+            .flat_map(|part| part.set.ranges().iter().copied())
+    }
+
+    /// Of each node, how many bytes are in the balloon, and where they begin.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (Node, u64, Option<u64>)> + '_ {
+        self.0
+            .iter()
+            .map(|part| (part.node, part.set.bytes(), part.start()))
+    }
+
+    /// The node with the lowest memory in the balloon.
+    pub(crate) fn lowest_node(&self) -> Option<Node> {
+        let parts = self.0.iter().filter(|part| part.start().is_some());
+        parts.min_by_key(|part| part.start()).map(|part| part.node)
+    }
+
+    /// Of the nodes with memory in the balloon, that which is shortest of memory.
+    pub(crate) fn shortest_node(&self) -> Option<Node> {
+        let parts = self.0.iter().filter(|part| part.start().is_some());
+        parts
+            .min_by_key(|part| part.node.margin())
+            .map(|part| part.node)
+    }
+
+    /// The lowest `bytes` bytes of it on `node`; none if they are not below `below`.
+    pub(crate) fn lowest(
+        &self,
+        node: Node,
+        bytes: u64,
+        below: u64,
+    ) -> impl Iterator<Item = Range> + '_ {
+        let part = self.0.iter().find(|part| part.node == node);
+        part.filter(|part| part.start().is_some_and(|start| start < below))
+            .into_iter()
+            .flat_map(move |part| part.set.lowest(bytes))
+    }
+
+    /// Takes free memory from `lowest` up until there are `target` bytes, or as much as possible
+    /// while `reserve` bytes stay available.
+    ///
+    /// From all nodes alike: each keeps its part of the reserve, and in each zone as much free
+    /// memory as reclaim would see to, so that drivers that come next find local memory. May sleep.
+    ///
+    /// Takes nothing, or no more, where the allocator zeroes what it hands out; see [`zeroing`] for
+    /// what `skip_zeroing` does about that. A page that is zeroed is one that the host has to
+    /// provide and map before anybody goes on, one after the other, while all the host's threads
+    /// do the same for memory that is not in a balloon.
+    pub(crate) fn take(&mut self, target: u64, lowest: u64, reserve: u64, skip_zeroing: bool) {
+        let Some(paused) = zeroing::pause(skip_zeroing) else {
+            return;
+        };
+        for node in Node::all() {
+            let part = Part {
+                node,
+                set: RangeSet::new(),
+                rejected: KVec::new(),
+            };
+            if self.0.push(part, GFP_KERNEL).is_err() {
+                return;
+            }
+        }
+        let present = Node::all().map(Node::present).sum();
+        // Anew each time: others allocate as well, and start processes.
+        while paused.may_go_on() && self.take_round(target, lowest, reserve, present) {}
+        for part in &mut self.0 {
+            part.rejected = KVec::new();
+        }
+    }
+
+    /// Takes a few blocks of each node; false if there were none to take.
+    fn take_round(&mut self, target: u64, lowest: u64, reserve: u64, present: u64) -> bool {
+        let rejected: usize = self.0.iter().map(|part| part.rejected.len()).sum();
+        let unused = (rejected as u64).saturating_mul(GRANULE.bytes());
+        let mut left = target.saturating_sub(self.bytes());
+        let mut spare = available().saturating_add(unused).saturating_sub(reserve);
+        let before = spare;
+        for part in &mut self.0 {
+            let share = part.node.share(reserve, present);
+            let mut room = part.room(lowest, share);
+            for _ in 0..BATCH {
+                let held = part.set.bytes();
+                if left.min(spare).min(room) < GRANULE.bytes() || !part.take_one(lowest) {
+                    break;
+                }
+                left = left.saturating_sub(part.set.bytes().saturating_sub(held));
+                spare = spare.saturating_sub(GRANULE.bytes());
+                room = room.saturating_sub(GRANULE.bytes());
+            }
+            relax();
+        }
+        spare != before
+    }
 
     /// Gives `range`, which must be in the balloon, back to the page allocator. May sleep.
     ///
     /// Fails with `EINVAL` for any other range, and never with `ENOMEM` for one that begins where
     /// one of [`Blocks::ranges`] does.
     pub(crate) fn release(&mut self, range: Range) -> Result {
-        if !self.0.covers(range) || !range.is_aligned(GRANULE) {
-            return Err(EINVAL);
-        }
-        self.0.remove(range).map_err(|_| ENOMEM)?;
+        let part = self.0.iter_mut().find(|part| part.set.covers(range));
+        let part = part.filter(|_| range.is_aligned(GRANULE)).ok_or(EINVAL)?;
+        part.set.remove(range).map_err(|_| ENOMEM)?;
         // SAFETY: Whole blocks of ours, by the invariant, and no longer in the set.
         unsafe { free(range) };
         Ok(())
@@ -275,9 +315,9 @@ impl Blocks {
 
 impl Drop for Blocks {
     fn drop(&mut self) {
-        for range in self.0.ranges() {
-            // SAFETY: Whole blocks of ours, by the invariant, and nobody uses the set any more.
-            unsafe { free(*range) };
+        for range in self.ranges() {
+            // SAFETY: Whole blocks of ours, by the invariant, and nobody uses the sets any more.
+            unsafe { free(range) };
         }
     }
 }
@@ -302,21 +342,14 @@ unsafe fn free(range: Range) {
     }
 }
 
-/// What can be allocated without swapping, in bytes.
+/// What can be allocated without swapping, in bytes, balloons apart, which count as reclaimable.
 fn available() -> u64 {
     // SAFETY: Has no preconditions.
     let pages = unsafe { bindings::si_mem_available() };
     // Negative when the watermarks are not met.
     let pages = u64::try_from(pages).unwrap_or(0);
-    pages.saturating_mul(PAGE_SIZE as u64)
-}
-
-/// The nodes that have memory.
-fn nodes() -> impl Iterator<Item = c_int> {
-    // SAFETY: Any number from -1 on is good; where there is no next one, the answer is MAX_NUMNODES.
-    let next = |node: &c_int| Some(unsafe { bindings::next_memory_node(*node) });
-    core::iter::successors(next(&-1), next)
-        .take_while(|node| *node < bindings::MAX_NUMNODES as c_int)
+    let bytes = pages.saturating_mul(PAGE_SIZE as u64);
+    bytes.saturating_sub(HELD.load(Relaxed))
 }
 
 /// Lets others run.

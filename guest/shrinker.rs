@@ -2,26 +2,39 @@
 
 //! A word with those who look for memory to free.
 //!
-//! The page allocator asks all shrinkers in turn, from `kswapd` or from the task that waits for
-//! memory. They may hold any lock under which somebody allocates, so nothing can be done there but
-//! to note that memory is short.
+//! The page allocator asks all shrinkers in turn, for each node that it looks at: from `kswapd`, or
+//! from the task that waits for memory. That may hold any lock under which somebody allocates, so
+//! neither must anything be allocated there, nor such a lock be taken.
+//!
+//! Not every task that waits comes to the OOM killer if this finds nothing: allocations of a high
+//! order, of one node only, of low memory, or that may fail, just fail.
 //!
 //! C header: [`include/linux/shrinker.h`](srctree/include/linux/shrinker.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    node::Node,
+    pages::Need, //
+};
 use core::ptr::NonNull;
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::Arc, //
 };
 
-/// Something that can free memory, but not at once.
+/// Something that can free memory.
 pub(crate) trait Shrinkable: Send + Sync + 'static {
-    /// How many pages that is. Called often, in any context that may allocate: must not sleep.
-    fn count(&self) -> u64;
+    /// How many bytes that is. Called often, in any context that may allocate: must not sleep.
+    fn count(&self, need: Need) -> u64;
 
-    /// Memory is short. The same context.
+    /// Memory is getting short. The same context.
     fn press(&self);
+
+    /// Frees memory for a task that waits for it, and returns how many bytes.
+    ///
+    /// Process context; may sleep, must neither allocate nor take a lock under which others do.
+    fn free(&self, need: Need) -> u64;
 }
 
 /// A shrinker, registered until it is dropped, which waits for callbacks that are running.
@@ -43,7 +56,8 @@ impl<T: Shrinkable> Shrinker<T> {
     /// Registers a shrinker. May sleep.
     pub(crate) fn new(name: &'static CStr, object: Arc<T>) -> Result<Self> {
         // SAFETY: `name` has no conversions in it, so that no arguments are read.
-        let shrinker = unsafe { bindings::shrinker_alloc(0, name.as_char_ptr()) };
+        let shrinker =
+            unsafe { bindings::shrinker_alloc(bindings::SHRINKER_FLAGS, name.as_char_ptr()) };
         let shrinker = NonNull::new(shrinker).ok_or(ENOMEM)?;
         // SAFETY: It was just allocated, with defaults for all other fields, and nobody else knows
         // it yet.
@@ -51,6 +65,8 @@ impl<T: Shrinkable> Shrinker<T> {
             let raw = shrinker.as_ptr();
             (*raw).count_objects = Some(Self::count);
             (*raw).scan_objects = Some(Self::scan);
+            // Nothing has to be read again for what is freed here, so it goes first.
+            (*raw).seeks = 0;
             (*raw).private_data = Arc::as_ptr(&object).cast_mut().cast();
             bindings::shrinker_register(raw);
         }
@@ -69,16 +85,30 @@ impl<T: Shrinkable> Shrinker<T> {
         unsafe { &*(*shrinker).private_data.cast() }
     }
 
+    /// What is wanted of the shrinker.
+    ///
+    /// # Safety
+    ///
+    /// `control` must be what a callback was given.
+    unsafe fn need(control: *mut bindings::shrink_control) -> Need {
+        // SAFETY: By the caller's promise; it names a node whose memory is looked at.
+        let (node, gfp) = unsafe { (Node::from_raw((*control).nid), (*control).gfp_mask) };
+        Need {
+            node: Some(node),
+            below: node.end(gfp),
+        }
+    }
+
     /// # Safety
     ///
     /// Called by `shrink_slab()` alone.
     unsafe extern "C" fn count(
         shrinker: *mut bindings::shrinker,
-        _control: *mut bindings::shrink_control,
+        control: *mut bindings::shrink_control,
     ) -> c_ulong {
-        // SAFETY: This is the callback of a `Shrinker<T>` alone.
-        let pages = unsafe { Self::object(shrinker) }.count();
-        usize::try_from(pages).unwrap_or(usize::MAX >> 1)
+        // SAFETY: This is the callback of a `Shrinker<T>` alone, called with what it is to do.
+        let bytes = unsafe { Self::object(shrinker).count(Self::need(control)) };
+        usize::try_from(bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX >> 1)
     }
 
     /// # Safety
@@ -86,11 +116,21 @@ impl<T: Shrinkable> Shrinker<T> {
     /// Called by `shrink_slab()` alone.
     unsafe extern "C" fn scan(
         shrinker: *mut bindings::shrinker,
-        _control: *mut bindings::shrink_control,
+        control: *mut bindings::shrink_control,
     ) -> c_ulong {
-        // SAFETY: As in `count`.
-        unsafe { Self::object(shrinker) }.press();
-        // Nothing was freed, and nothing will be by asking again now.
+        // SAFETY: As in `count`: the callback of a `Shrinker<T>`, called with what it is to do; the
+        // other functions have no preconditions.
+        unsafe {
+            let object = Self::object(shrinker);
+            if bindings::is_direct_reclaim() {
+                let pages = object.free(Self::need(control)) / PAGE_SIZE as u64;
+                // Reclaim takes its word for it, not that of the returned number.
+                bindings::mm_account_reclaimed_pages(pages as c_ulong);
+            } else {
+                object.press();
+            }
+        }
+        // A step is enough; who needs more comes again.
         bindings::SHRINK_STOP as c_ulong
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum Phase {
     Refused,
     /// It is empty.
     Empty,
-    /// The device does not answer, or not in the protocol: what is in the balloon stays there.
+    /// The device has failed and was reset: all was given back.
     Broken,
 }
 

@@ -266,8 +266,8 @@ def selftests(count, patterns):
                                      *(f"--{word}" for word in patterns)])
 
 
-def driver(count, _patterns):
-    in_l1("driver", count, "tests/guest/balloon.py")
+def driver(count, patterns):
+    in_l1("driver", count, "tests/guest/balloon.py", *patterns)
 
 
 def host(count, patterns):

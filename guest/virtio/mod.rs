@@ -18,4 +18,7 @@ pub(crate) use driver::{
     Reason,
     Registration, //
 };
-pub(crate) use transport::Transport;
+pub(crate) use transport::{
+    millis_since,
+    Transport, //
+};

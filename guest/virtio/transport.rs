@@ -6,23 +6,38 @@ use crate::{
     bindings,
     compat::EPROTO,
     event::Event,
-    logic::protocol::Queue, //
+    logic::protocol::{
+        Queue,
+        REPLY_LEN, //
+    },
 };
 use kernel::{
     error::to_result,
     page::PAGE_SIZE,
     prelude::*,
-    time::Msecs, //
+    time::{
+        Instant,
+        Monotonic,
+        Msecs, //
+    },
 };
 
 /// How often a waiting task looks whether the device broke, for that wakes nobody.
 const POLL: Msecs = 1_000;
-/// After this long without an answer the log says so.
+/// After this long without an answer it is late, and the log says so.
 const SLOW: Msecs = 10_000;
 /// After this long without an answer the device is given up.
 ///
 /// The host may have to allocate and zero gigabytes, and has its own time limits.
 const LIMIT: Msecs = 600_000;
+
+/// A request that the device has not answered yet.
+struct Pending {
+    vq: *mut bindings::virtqueue,
+    since: Instant<Monotonic>,
+    /// The log says that the answer is late.
+    late: bool,
+}
 
 /// A balloon device that is bound to a driver of ours, has its queues, and is ours to talk to.
 ///
@@ -30,14 +45,17 @@ const LIMIT: Msecs = 600_000;
 ///
 /// # Invariants
 ///
-/// `vdev` is bound, and `queues` are the live queues that `find_vqs()` has made for it. Unless
-/// `dead`, the device owns neither `request` nor `reply` while no method runs.
+/// `vdev` is bound, and `queues` are the live queues that `find_vqs()` has made for it. The device
+/// owns `request` and `reply` while there is a `pending` request, in one of these queues, and at no
+/// other time.
 pub(crate) struct Transport {
     vdev: *mut bindings::virtio_device,
     queues: [*mut bindings::virtqueue; 2],
     // For DMA, so a kmalloc'ed buffer each. `Drop` resets the device before they go.
     request: KVec<u8>,
     reply: KVec<u8>,
+    pending: Option<Pending>,
+    /// It has failed: nothing can be sent any more.
     dead: bool,
 }
 
@@ -56,12 +74,12 @@ impl Transport {
         vdev: *mut bindings::virtio_device,
         used: unsafe extern "C" fn(*mut bindings::virtqueue),
     ) -> Result<Self> {
-        let reply = size_of::<bindings::virtio_balloon_deferred_reply>();
         let mut transport = Self {
             vdev,
             queues: [core::ptr::null_mut(); 2],
             request: KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?,
-            reply: KVec::from_elem(0, reply, GFP_KERNEL)?,
+            reply: KVec::from_elem(0, REPLY_LEN, GFP_KERNEL)?,
+            pending: None,
             dead: false,
         };
         let info = |name: &'static CStr| bindings::virtqueue_info {
@@ -114,22 +132,53 @@ impl Transport {
         unsafe { bindings::virtio_balloon_set_actual(self.vdev, pages) }
     }
 
-    /// Sends what `fill` has written and returns the device's answer.
+    /// Whether the device can still be talked to; `EIO` once it wants to be reset, or is broken.
     ///
-    /// `fill` gets a page of zeroes and returns the length of the request in bytes. `replied` must
-    /// be signalled by the queue's callback.
-    ///
-    /// Sleeps, uninterruptibly, and allocates nothing. Fails with `EIO` if the device is broken or
-    /// reset, `ETIMEDOUT` if it does not answer (nothing can be sent after either), and `EPROTO` if
-    /// its answer is too short.
-    pub(crate) fn exchange(
-        &mut self,
-        queue: Queue,
-        replied: &Event,
-        fill: impl FnOnce(&mut [u8]) -> Result<usize>,
-    ) -> Result<&[u8]> {
+    /// May sleep. It tells by an interrupt for a change of its configuration, if at all.
+    pub(crate) fn check(&mut self) -> Result {
+        // SAFETY: Bound, with its queues, by the invariants.
+        let (status, broken) = unsafe {
+            (
+                bindings::virtio_get_status(self.vdev),
+                self.queues
+                    .iter()
+                    .any(|vq| bindings::virtqueue_is_broken(*vq)),
+            )
+        };
+        self.dead |= broken || u32::from(status) & bindings::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
         if self.dead {
             return Err(EIO);
+        }
+        Ok(())
+    }
+
+    /// Whether a request has not been answered yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Whether somebody has waited for the answer after it was late.
+    pub(crate) fn is_late(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.late)
+    }
+
+    /// Sends what `fill` has written. The answer is left to [`Transport::wait`].
+    ///
+    /// `fill` gets a page of zeroes and returns the length of the request in bytes.
+    ///
+    /// Allocates nothing, does not sleep. Fails with `EIO` if the device has failed, `EBUSY` while
+    /// another request is waiting, and `ENOMEM`, having sent nothing, if the buffers could not be
+    /// mapped for DMA (swiotlb).
+    pub(crate) fn send(
+        &mut self,
+        queue: Queue,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize>,
+    ) -> Result {
+        if self.dead {
+            return Err(EIO);
+        }
+        if self.pending.is_some() {
+            return Err(EBUSY);
         }
         self.request.fill(0);
         self.reply.fill(0);
@@ -140,69 +189,117 @@ impl Transport {
             Queue::Deflate => deflate,
         };
 
+        let request: *mut c_void = self.request.as_mut_ptr().cast();
+        let reply: *mut c_void = self.reply.as_mut_ptr().cast();
         let mut out = bindings::scatterlist::default();
         let mut into = bindings::scatterlist::default();
         let mut sgs = [&raw mut out, &raw mut into];
         // SAFETY: By the invariants the queue is live and the buffers, which are kmalloc'ed, are
-        // not in use. They stay until the device has given them back or was reset: if this returns
-        // without them, `dead` is set. Two descriptors always fit into an empty queue, and without
-        // indirect descriptors adding them allocates nothing.
+        // not in use. They stay until the device has given them back or was reset. Two descriptors
+        // always fit into an empty queue, and without indirect descriptors adding them allocates
+        // nothing.
         to_result(unsafe {
-            bindings::sg_init_one(&mut out, self.request.as_ptr().cast(), len as u32);
-            bindings::sg_init_one(
-                &mut into,
-                self.reply.as_ptr().cast(),
-                self.reply.len() as u32,
-            );
-            bindings::virtqueue_add_sgs(
-                vq,
-                sgs.as_mut_ptr(),
-                1,
-                1,
-                self.request.as_mut_ptr().cast(),
-                bindings::GFP_ATOMIC,
-            )
-        })?;
-        self.dead = true;
-        let written = Self::kick_and_wait(vq, replied)?;
-        self.dead = false;
-        if written < self.reply.len() {
-            return Err(EPROTO);
-        }
-        Ok(&self.reply)
+            bindings::sg_init_one(&mut out, request, len as u32);
+            bindings::sg_init_one(&mut into, reply, REPLY_LEN as u32);
+            bindings::virtqueue_add_sgs(vq, sgs.as_mut_ptr(), 1, 1, request, bindings::GFP_ATOMIC)
+        })
+        .inspect_err(|error| self.dead |= *error != ENOMEM)?;
+        // INVARIANT: The device has both buffers from here on.
+        self.pending = Some(Pending {
+            vq,
+            since: Instant::now(),
+            late: false,
+        });
+        // SAFETY: The queue is live, by the invariants, and `&mut self` keeps everybody else out.
+        unsafe { bindings::virtqueue_kick(vq) };
+        Ok(())
     }
 
-    /// Waits for the one buffer in `vq` to be used; the number of bytes that were written to it.
-    fn kick_and_wait(vq: *mut bindings::virtqueue, replied: &Event) -> Result<usize> {
-        let mut waited: Msecs = 0;
-        let mut len = 0;
-        // SAFETY: The queue is live, by the invariants of the only caller, whose `&mut self` keeps
-        // everybody else out.
-        unsafe { bindings::virtqueue_kick(vq) };
+    /// Waits, `patience` milliseconds at most, for the answer to what was sent last; `None` if it
+    /// has not come, so that this has to be called again.
+    ///
+    /// `replied` must be signalled by the callback of each queue, and when the configuration has
+    /// changed.
+    ///
+    /// Sleeps, uninterruptibly, and allocates nothing. After an error nothing can be sent any more:
+    /// `EIO` if the device is broken, was reset, or wants to be; `ETIMEDOUT` if it has not answered
+    /// for ten minutes; `EPROTO` if its answer is too short; `ENOENT` if nothing was sent.
+    pub(crate) fn wait(
+        &mut self,
+        replied: &Event,
+        patience: Msecs,
+    ) -> Result<Option<[u8; REPLY_LEN]>> {
+        let begin = Instant::<Monotonic>::now();
+        // Its status is behind an exit to the VMM: not read where the answer comes at once.
+        let mut woken = false;
         loop {
-            // SAFETY: As above.
-            if !unsafe { bindings::virtqueue_get_buf(vq, &mut len) }.is_null() {
-                return Ok(len as usize);
+            let seen = replied.count();
+            let pending = self.pending.as_mut().ok_or(ENOENT)?;
+            let mut written = 0;
+            // SAFETY: The queue is live, by the invariants, and `&mut self` keeps everybody else
+            // out.
+            if !unsafe { bindings::virtqueue_get_buf(pending.vq, &mut written) }.is_null() {
+                // INVARIANT: The device has given the buffers back.
+                self.pending = None;
+                if (written as usize) < REPLY_LEN {
+                    self.dead = true;
+                    return Err(EPROTO);
+                }
+                return Ok(Some(self.reply()));
             }
-            // SAFETY: As above.
-            if unsafe { bindings::virtqueue_is_broken(vq) } {
-                return Err(EIO);
-            }
+            let waited = millis_since(pending.since);
             if waited >= LIMIT {
                 pr_err!(
                     "the host has not answered for {} s, giving up\n",
                     waited / 1_000
                 );
+                self.dead = true;
                 return Err(ETIMEDOUT);
             }
-            if waited == SLOW {
+            if waited >= SLOW && !pending.late {
+                pending.late = true;
                 pr_warn!("the host has not answered for {} s\n", waited / 1_000);
             }
-            if !replied.wait(POLL) {
-                waited = waited.saturating_add(POLL);
+            if woken {
+                self.check()?;
+            }
+            let left = patience.saturating_sub(millis_since(begin));
+            if left == 0 {
+                return Ok(None);
+            }
+            replied.wait(seen, left.min(POLL));
+            woken = true;
+        }
+    }
+
+    /// What the device has answered.
+    fn reply(&mut self) -> [u8; REPLY_LEN] {
+        let reply: *mut [u8; REPLY_LEN] = self.reply.as_mut_ptr().cast();
+        // SAFETY: The buffer is that long. Volatile, since a device that does not keep to the rules
+        // may still be writing: what is checked must be what is used.
+        unsafe { reply.read_volatile() }
+    }
+
+    /// Sends a request and waits for its answer, for as long as [`Transport::wait`] does; errors
+    /// are those of both.
+    pub(crate) fn exchange(
+        &mut self,
+        queue: Queue,
+        replied: &Event,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize>,
+    ) -> Result<[u8; REPLY_LEN]> {
+        self.send(queue, fill)?;
+        loop {
+            if let Some(reply) = self.wait(replied, LIMIT)? {
+                return Ok(reply);
             }
         }
     }
+}
+
+/// Milliseconds since `begin`, as many as fit.
+pub(crate) fn millis_since(begin: Instant<Monotonic>) -> Msecs {
+    Msecs::try_from(begin.elapsed().as_millis()).unwrap_or(Msecs::MAX)
 }
 
 impl Drop for Transport {

@@ -9,7 +9,9 @@
  *   fault       rw  how the next requests are answered, see fault_names
  *   limit       rw  for "nomap": ranges of a request that are still carried out
  *   delay_ms    rw  how long each answer takes
- *   control     w   "freeze", "restore", "break" or "shutdown" the device
+ *   control     w   "freeze", "restore", "break" or "shutdown" the device, or
+ *                   have it say that it needs a reset: "needs_reset", or
+ *                   "needs_reset_quietly", without an interrupt
  *   stat        r   what was seen, as name=value
  */
 
@@ -538,7 +540,7 @@ static const struct file_operations fault_fops = {
 static ssize_t control_write(struct file *file, const char __user *buf,
 			     size_t len, loff_t *pos)
 {
-	char word[16];
+	char word[24];
 	ssize_t ret = word_from_user(word, sizeof(word), buf, len);
 	int err = -EINVAL;
 
@@ -553,6 +555,11 @@ static ssize_t control_write(struct file *file, const char __user *buf,
 		err = 0;
 	} else if (!strcmp(word, "shutdown")) {
 		sim->vdev.dev.bus->shutdown(&sim->vdev.dev);
+		err = 0;
+	} else if (!strncmp(word, "needs_reset", strlen("needs_reset"))) {
+		sim->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+		if (strcmp(word, "needs_reset_quietly"))
+			virtio_config_changed(&sim->vdev);
 		err = 0;
 	}
 	return err ?: ret;

@@ -89,11 +89,13 @@ class Sim:
 
 
 @contextlib.contextmanager
-def balloon(driver_options=None, **options):
-    """A device with a driver; nothing may be left of either, and no breach seen."""
+def balloon(driver_options=None, load=True, **options):
+    """A device with a driver, unless the caller is to load it; nothing may be left of
+    either, and no breach seen."""
     sim = Sim(**{"target_mib": TARGET, **options})
     try:
-        sim.error = insmod(DRIVER, **(driver_options or {}))
+        if load:
+            sim.error = insmod(DRIVER, **(driver_options or {}))
         yield sim
         rmmod(DRIVER)
         equal("ballooned memory without the driver", meminfo("Balloon"), 0)
