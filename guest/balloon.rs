@@ -73,6 +73,9 @@ const LAST_RETRY: Msecs = 60_000;
 /// How long the worker waits for an answer before others have a turn.
 const TURN: Msecs = 1_000;
 
+/// No node's number.
+const NOWHERE: i32 = -1;
+
 /// The balloon of one device.
 #[pin_data]
 pub(crate) struct Balloon {
@@ -84,8 +87,9 @@ pub(crate) struct Balloon {
     /// Signalled when somebody is through with `state`, or memory has come back in other ways.
     #[pin]
     turn: Event,
-    /// Memory is short: the next step is urgent, whatever the target.
-    pressed: Atomic<bool>,
+    /// The number of a node whose memory is getting short, so that the next step is urgent and of
+    /// this node, whatever the target; [`NOWHERE`].
+    pressed: Atomic<i32>,
     /// Somebody has waited for an answer that is late, and it has not come yet.
     silent: Atomic<bool>,
     /// What is in the balloon of each node, by the kernel's number for it.
@@ -149,7 +153,7 @@ impl Balloon {
             state <- new_mutex!(state, "Balloon::state"),
             replied <- Event::new(),
             turn <- Event::new(),
-            pressed: Atomic::new(false),
+            pressed: Atomic::new(NOWHERE),
             silent: Atomic::new(false),
             held,
             stats,
@@ -377,13 +381,14 @@ impl Balloon {
             transport.check()?;
             let held = state.blocks.bytes();
             let target = transport.target();
-            let urgent = self.pressed.xchg(false, Relaxed) && held > 0;
+            let pressed = self.pressed.xchg(NOWHERE, Relaxed);
+            let node = state.blocks.node(pressed);
+            let urgent = node.is_some();
             // The host kicks with each step of its own; that is no reason to ask sooner.
             let refused = state.refused.filter(|_| !urgent);
             if let Some(left) = refused.and_then(|(at, delay)| left(at, delay)) {
                 return Ok(Next::In(left));
             }
-            let node = urgent.then(|| state.blocks.shortest_node()).flatten();
             let step = if urgent {
                 knobs::step()
             } else {

@@ -216,6 +216,12 @@ impl Blocks {
             .map(|part| (part.node, part.set.bytes(), part.start()))
     }
 
+    /// The node with the kernel's number `id`, if memory of it is in the balloon.
+    pub(crate) fn node(&self, id: c_int) -> Option<Node> {
+        let part = self.0.iter().find(|part| part.node.id() == id)?;
+        part.start().map(|_| part.node)
+    }
+
     /// The node with the lowest memory in the balloon.
     pub(crate) fn lowest_node(&self) -> Option<Node> {
         let parts = self.0.iter().filter(|part| part.start().is_some());

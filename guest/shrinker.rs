@@ -29,7 +29,7 @@ pub(crate) trait Shrinkable: Send + Sync + 'static {
     fn count(&self, need: Need) -> u64;
 
     /// Memory is getting short. The same context.
-    fn press(&self);
+    fn press(&self, need: Need);
 
     /// Frees memory for a task that waits for it, and returns how many bytes.
     ///
@@ -122,12 +122,13 @@ impl<T: Shrinkable> Shrinker<T> {
         // other functions have no preconditions.
         unsafe {
             let object = Self::object(shrinker);
+            let need = Self::need(control);
             if bindings::is_direct_reclaim() {
-                let pages = object.free(Self::need(control)) / PAGE_SIZE as u64;
+                let pages = object.free(need) / PAGE_SIZE as u64;
                 // Reclaim takes its word for it, not that of the returned number.
                 bindings::mm_account_reclaimed_pages(pages as c_ulong);
             } else {
-                object.press();
+                object.press(need);
             }
         }
         // A step is enough; who needs more comes again.

@@ -39,8 +39,10 @@ const RECLAIM: Msecs = 5_000;
 
 impl Balloon {
     /// Has the worker, when it is kicked, take an urgent step. Any context.
-    fn press(&self) {
-        self.pressed.store(true, Relaxed);
+    fn press(&self, need: Need) {
+        if let Some(node) = need.node {
+            self.pressed.store(node.id(), Relaxed);
+        }
     }
 
     /// How many bytes [`Balloon::relieve`] may free, 0 if asking is of no use now. Any context.
@@ -115,8 +117,8 @@ impl Shrinkable for Worker<Balloon> {
         self.job().relief(need)
     }
 
-    fn press(&self) {
-        self.job().press();
+    fn press(&self, need: Need) {
+        self.job().press(need);
         self.kick();
     }
 

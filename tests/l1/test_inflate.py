@@ -4,6 +4,7 @@ and guests whose kernels treat free memory otherwise than by default."""
 
 import contextlib
 import mmap
+import re
 import time
 from channel import TIME_FACTOR
 from pathlib import Path
@@ -30,6 +31,15 @@ BACKED = 0.02
 
 # What the stock driver is timed with, in MiB: it takes time in proportion.
 STOCK = 128
+
+# Of a node's part of reserve_mib, in pages, what drivers and the shell have left by now.
+SHARE = (64 << 20) // mmap.PAGESIZE
+
+# What a process that is bound to a node touches, in percent of all memory; step_mib; seconds
+# for that.
+BOUND = 12
+STEP = 128
+PATIENCE = 200
 
 # Seconds per MiB, of the fastest of so many.
 TRIES = 3
@@ -159,20 +169,46 @@ def hardened(name, cmdline, *nodes):
         guest.prepare("deferred")
         with bed.knobs_set(hold=1, fallback_timeout_ms=86_400_000), \
              guest.Guest("deferred", bed.MEMORY, modules=[bed.DRIVER, bed.EDU_DRIVER],
+                         files={"bin/touch_memory": "/payload/touch_memory"},
                          cmdline=f"{cmdline} memmap=2M${bed.START:#x}") as vm:
             vm.wait_line("L2: ready", bed.BOOT)
             yield vm
+
+    def ballooned(vm, node):
+        return mmap.PAGESIZE * int(vm.check(
+            f"sed -n 's/^nr_balloon_pages //p' /sys/devices/system/node/node{node}/vmstat"))
 
     def fills(vm):
         equal("commits", bed.stat(vm.pid, "commits"), 1)
         at_least("ballooned_bytes", bed.stat(vm.pid, "ballooned_bytes"), bed.HIGH * 3 // 4)
         for node in nodes:
-            pages = vm.check("sed -n 's/^nr_balloon_pages //p' "
-                             f"/sys/devices/system/node/node{node}/vmstat")
-            at_least(f"bytes of node {node}", int(pages) * mmap.PAGESIZE,
-                     bed.HIGH // len(nodes) // 2)
+            at_least(f"bytes of node {node}", ballooned(vm, node), bed.HIGH // len(nodes) // 2)
         # Of memory above 4 GiB, the balloon leaves next to nothing to allocate.
         Edu(vm).expect_dma(bed.START)
+
+    def keeps(vm):
+        text = vm.check("cat /proc/zoneinfo")
+        zones = re.findall(r"^Node (\d+), zone +(\w+).*?pages free +(\d+).*?low +(\d+)",
+                           text, re.M | re.S)
+        for node in nodes:
+            # What drivers want next must not wake who reclaims, and be local.
+            free, low = next((int(free), int(low)) for number, zone, free, low in zones
+                             if (int(number), zone) == (node, "Normal"))
+            print(f"# node {node}: {free} pages free, low watermark {low}", flush=True)
+            at_least(f"free pages of node {node}", free, low + SHARE // len(nodes))
+
+    def gives(vm):
+        *others, last = nodes
+        held = {node: ballooned(vm, node) for node in others}
+        before = bed.driver(vm, "urgent_requests")
+        output = vm.check(f"touch_memory {BOUND} {last}", PATIENCE)
+        at_least("MiB that it touched", int(output), 1)
+        count = bed.driver(vm, "urgent_requests") - before
+        print(f"# {output} MiB took {count} requests", flush=True)
+        at_least("urgent requests", count, 1)
+        at_most("urgent requests", count, int(output) // STEP + 2)
+        for node, size in held.items():
+            equal(f"bytes of node {node} in the balloon", ballooned(vm, node), size)
 
     def empties(vm):
         host.set_knob("hold", 0)
@@ -183,6 +219,9 @@ def hardened(name, cmdline, *nodes):
     fixture.__name__ = name
     entry = group(f"a guest with {cmdline}")(fixture)
     entry.test("I1", "the balloon is filled, and DMA arrives in the rest")(fills)
+    if nodes:
+        entry.test("-", "each node keeps a part of what there is")(keeps)
+        entry.test("I2", "who is bound to a node gets its memory, and no more than he needs")(gives)
     entry.test("I2", "it comes back, and DMA arrives")(empties)
 
 

@@ -14,6 +14,9 @@ TOUCH = "/payload/touch_memory"
 # Of all memory; what is in the balloon is part of that.
 PERCENT = 80
 
+# Of a pool, next to another in a guest that is not quite the same.
+ALIKE = 97
+
 # Seconds. The host has to clear all of it.
 PATIENCE = 300
 
@@ -97,3 +100,36 @@ def kills(vm):
     at_least("failed deflates", bed.driver(vm, "failed_deflates"), 1)
     at_least("ballooned_bytes", bed.driver(vm, "ballooned_bytes"), bed.HIGH * 3 // 4)
     equal("outside and unmapped", [row for row in bed.extents(vm.pid) if "Outside" in row[2]], [])
+
+
+@group("a pool of large pages is the first thing that user space wants of a full balloon")
+def pooled():
+    guest.prepare("deferred")
+    with bed.knobs_set(hold=1, premap=0, fallback_timeout_ms=86_400_000):
+        # Without our driver there is no balloon: everything is there.
+        with guest.Guest("deferred", bed.MEMORY, modules=[bed.EDU_DRIVER]) as vm:
+            vm.wait_line("L2: ready", bed.BOOT)
+            control = pool(vm)
+            vm.quit()
+        with vm_of() as vm:
+            yield vm, control
+
+
+def pool(vm):
+    """How many large pages there are when PERCENT of memory are wanted."""
+    wanted = bed.meminfo(vm, "MemTotal") // 100 * PERCENT // (2 * bed.MIB)
+    vm.check(f"echo {wanted} >/proc/sys/vm/nr_hugepages", PATIENCE)
+    return int(vm.check("cat /proc/sys/vm/nr_hugepages"))
+
+
+@pooled.test("I2", "it is as large as without a balloon")
+def complete(given):
+    vm, control = given
+    held = bed.driver(vm, "ballooned_bytes")
+    at_least("ballooned_bytes", held, bed.HIGH * 3 // 4)
+    got = pool(vm)
+    print(f"# {got} large pages, {control} without a balloon", flush=True)
+    at_least("large pages without a balloon", control * 2 * bed.MIB, bed.LOW + held // 4)
+    at_least("large pages", got, control * ALIKE // 100)
+    at_least("urgent requests", bed.driver(vm, "urgent_requests"), 1)
+    equal("failures", bed.stat(vm.pid, "failures"), 0)
