@@ -8,6 +8,7 @@ use crate::{
     logic::protocol::FEATURE_BIT,
     oom,
     order::Coming,
+    pm,
     shrinker::Shrinker,
     stats::{
         self,
@@ -36,6 +37,8 @@ pub(crate) struct Driver {
     _shrinker: Shrinker<Worker<Balloon>>,
     #[pin]
     _oom: oom::Notifier<Worker<Balloon>>,
+    #[pin]
+    _pm: pm::Notifier<Worker<Balloon>>,
     _directory: Directory<Stats>,
 }
 
@@ -56,6 +59,7 @@ unsafe impl virtio::Driver for Driver {
             try_pin_init!(Self {
                 _shrinker: shrinker,
                 _oom <- oom::Notifier::new(worker.clone()),
+                _pm <- pm::Notifier::new(worker.clone()),
                 worker,
                 _directory: directory,
                 balloon,

@@ -7,7 +7,7 @@
 //! balloon in the background and shrinks the balloon as it goes.
 //!
 //! From top to bottom: `driver` (who calls whom), `balloon` (the logic), then wrappers
-//! of the kernel: `event`, `node`, `oom`, `order`, `pages`, `shrinker`, `virtio`, `zeroing` and
+//! of the kernel: `event`, `node`, `oom`, `order`, `pages`, `pm`, `shrinker`, `virtio`, `zeroing` and
 //! those shared with the host module.
 //!
 //! The module has no alias, so that it is loaded only where somebody wants it, and in time. A
@@ -33,6 +33,7 @@ mod node;
 mod oom;
 mod order;
 mod pages;
+mod pm;
 mod shrinker;
 mod stats;
 mod virtio;

@@ -7,12 +7,14 @@
 use super::{
     Balloon,
     State,
-    Step, //
+    Step,
+    TURN, //
 };
 use crate::{
     knobs,
     oom::Relief,
     pages::Need,
+    pm::Sleeper,
     shrinker::Shrinkable,
     stats::Phase,
     virtio::millis_since,
@@ -109,6 +111,29 @@ impl Balloon {
         // Resetting it is nothing for those who hold locks, and may take long.
         step.inspect_err(|error| state.failed = Some(*error))
     }
+
+    /// Takes all out of the balloon that the host can map, step by step. May sleep, for long; a
+    /// signal ends it.
+    fn drain(&self, kick: impl Fn()) {
+        while !kernel::current!().signal_pending() {
+            let mut guard = self.state.lock();
+            if guard.failed.is_some() || guard.transport.is_none() {
+                return;
+            }
+            let step = match self.ask(&mut guard, Need::ANY, knobs::step(), false) {
+                Ok(Step::Waiting) => self.collect(&mut guard, TURN),
+                other => other,
+            };
+            let step = step.inspect_err(|error| guard.failed = Some(*error));
+            drop(guard);
+            self.turn.signal();
+            match step {
+                Ok(Step::Waiting | Step::Done) => {}
+                Ok(Step::Nothing | Step::Refused) => return,
+                Err(_) => return kick(),
+            }
+        }
+    }
 }
 
 /// Before reclaim gets so far that it writes to swap or drops what will be read again.
@@ -132,5 +157,12 @@ impl Relief for Worker<Balloon> {
     fn relieve(&self) -> usize {
         let bytes = self.job().relieve(Need::ANY, LAST_RESORT, || self.kick());
         (bytes / PAGE_SIZE as u64) as usize
+    }
+}
+
+/// Before an image of the whole memory is made or read.
+impl Sleeper for Worker<Balloon> {
+    fn prepare(&self) {
+        self.job().drain(|| self.kick());
     }
 }

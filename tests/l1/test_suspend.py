@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Guests that suspend with a full balloon. The kernel's own test of suspend is used,
-which stops all devices and starts them again, and leaves the machine on."""
+which stops all devices and starts them again, and leaves the machine on; and guests that
+hibernate, and are back in another VM, whose kernel has filled a balloon by then."""
+
+from pathlib import Path
 
 import bed
 import guest
@@ -54,3 +57,65 @@ def dma(vm):
 def idle(vm):
     suspend(vm, "freeze")
     Edu(vm).expect_all(2)
+
+
+# A guest that has no memory below 4 GiB to spare, either, and what it has in use.
+SMALL = "1536M"
+IN_USE = 600
+SWAP = Path("/tmp/l2-swap")
+DEVICE = "/dev/vda"
+
+
+def small():
+    """It, with a disk to swap to."""
+    return guest.Guest("deferred", SMALL, modules=["virtio_blk", bed.DRIVER],
+                       cmdline="hibernate=nocompress no_console_suspend",
+                       args=("-drive", f"file={SWAP},format=raw,if=none,id=swap,cache=unsafe",
+                             "-device", "virtio-blk-pci,drive=swap"))
+
+
+def resume_from(vm):
+    """What makes the kernel look for an image on the disk."""
+    return f"echo $(cat /sys/block/{Path(DEVICE).name}/dev) >/sys/power/resume"
+
+
+@group("a guest that hibernates, and is back in a VM whose balloon is full")
+def hibernated():
+    guest.prepare("deferred")
+    with open(SWAP, "wb") as file:
+        file.truncate(2 << 30)
+    try:
+        with bed.knobs_set(threshold_mib=0, hold=1, fallback_timeout_ms=86_400_000):
+            with small() as vm:
+                vm.wait_line("L2: ready", bed.BOOT)
+                at_least("ballooned_bytes", bed.driver(vm, "ballooned_bytes"),
+                         IN_USE * bed.MIB)
+                vm.check(f"mkswap {DEVICE} && swapon {DEVICE} && mkdir /data && "
+                         "mount -t tmpfs -o size=90% tmpfs /data")
+                # Pages of zeroes would not be in the image.
+                vm.check("dd if=/dev/urandom of=/data/0 bs=1M count=20 && "
+                         f"for i in $(seq {IN_USE // 20}); do cat /data/0; done >/data/all",
+                         PATIENCE)
+                data = vm.check("md5sum </data/all", PATIENCE)
+                vm.check(resume_from(vm))
+                # What comes after that is said in the other VM.
+                vm.send("echo shutdown >/sys/power/disk; echo disk >/sys/power/state; "
+                        "echo L2: back >/dev/console")
+                equal("QEMU's exit status", vm.wait_exit(PATIENCE), 0)
+            with small() as vm:
+                vm.wait_line("L2: ready", bed.BOOT)
+                yield vm, data
+    finally:
+        SWAP.unlink()
+
+
+@hibernated.test("I2", "the kernel that has booted has memory for the image")
+def back(given):
+    vm, data = given
+    at_least("ballooned_bytes", bed.driver(vm, "ballooned_bytes"), IN_USE * bed.MIB)
+    equal("what is there before", vm.check("ls /data 2>/dev/null || echo nothing"), "nothing")
+    vm.send(resume_from(vm))
+    vm.wait_line("L2: back", PATIENCE)
+    equal("its data", vm.check("md5sum </data/all", PATIENCE), data)
+    equal("the driver's state", bed.driver(vm, "state"), "empty")
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
