@@ -2,6 +2,7 @@
 /* Inline functions and macros of the kernel's headers that Rust cannot call. */
 
 #include <linux/cred.h>
+#include <linux/device/devres.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/nodemask.h>
@@ -43,6 +44,19 @@ void rust_helper_virtio_del_vqs(struct virtio_device *vdev)
 void rust_helper_virtio_device_ready(struct virtio_device *vdev)
 {
 	virtio_device_ready(vdev);
+}
+
+/* The state in which the core offers a device to a driver. */
+static void renew(void *vdev)
+{
+	virtio_reset_device(vdev);
+	virtio_add_status(vdev, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+}
+
+/* Once probe() has failed and the core has said so in the status. */
+int rust_helper_virtio_renew_later(struct virtio_device *vdev)
+{
+	return devm_add_action(&vdev->dev, renew, vdev);
 }
 
 u8 rust_helper_virtio_get_status(struct virtio_device *vdev)

@@ -181,6 +181,11 @@ impl<T: Driver> Registration<T> {
                     "feature {} is not offered, leaving the device to other drivers\n",
                     T::FEATURE
                 );
+                // The core will say in the status that the device has failed, and not take that
+                // back: there are devices that do nothing then, for nobody.
+                // SAFETY: The device is being bound, and what is to be done is done before another
+                // driver is tried.
+                to_result(unsafe { bindings::virtio_renew_later(vdev) })?;
                 return Err(ENODEV);
             }
             Ok(0)

@@ -316,7 +316,9 @@ static void sim_work(struct work_struct *work)
 	struct sim *s = container_of(work, struct sim, work);
 	int queue;
 
-	if (!(s->status & VIRTIO_CONFIG_S_DRIVER_OK))
+	/* One that has failed does nothing any more, for nobody. */
+	if (!(s->status & VIRTIO_CONFIG_S_DRIVER_OK) ||
+	    s->status & VIRTIO_CONFIG_S_FAILED)
 		return;
 	for (queue = 0; queue < 2; queue++)
 		while (s->vq[queue] && serve_queue(s, queue))
