@@ -16,7 +16,7 @@ SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot 
 STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS BOOTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
-.PHONY: all help host guest install-guest root tree toolchain image clippy fmt fmt-check
+.PHONY: all help host guest install-guest uninstall-guest root tree toolchain image clippy fmt fmt-check
 .PHONY: lint checkpatch unit fuzz smoke demo shell check stress debug-check clean distclean
 
 all: host guest	## both modules (default)
@@ -35,6 +35,9 @@ guest: toolchain	## guest/virtio_balloon_deferred.ko
 
 install-guest:	## that module into the guest's root file system at DESTDIR=, and its initramfs
 	@scripts/install-guest.sh "$(DESTDIR)"
+
+uninstall-guest:	## what that has put there away again
+	@scripts/install-guest.sh --uninstall "$(DESTDIR)"
 
 root:	## toolchain root: build/root, 90 s, once
 	@scripts/root.sh

@@ -17,11 +17,11 @@
 #include "../include/wrap/compat.h"
 
 /*
- * The device is there once its transport is: with this, "modprobe
- * virtio_balloon_deferred" returns after probe(), and tools that build an
- * initramfs pack the transport too.
+ * Tools that build an initramfs pack the transport too. Not a soft dependency:
+ * "modprobe -r" of this module would remove the transport as well, and with it
+ * the devices of all others.
  */
-MODULE_SOFTDEP("pre: virtio_pci");
+MODULE_WEAKDEP("virtio_pci");
 
 bool rust_helper___virtio_test_bit(const struct virtio_device *vdev,
 				   unsigned int bit)

@@ -8,6 +8,7 @@
 #   guest-root-TOOL          the root file systems, from packages; made once
 #   guest-$KVER.ext4         that with initramfs-tools, as a disk for all of them
 #   guest-$KVER-TOOL.initrd  what each tool makes of it
+#   guest-$KVER-lost-TOOL.initrd  the same for a kernel that the driver was not built for
 #   guest-$KVER-race.initrd  one that loads the disk's driver while the balloon is on its
 #                            way, see tests/guest/init-top-race
 #
@@ -45,7 +46,7 @@ masked=(
 
 base_key=$(key_of "${packages[@]}" "${excluded[@]}")
 image_key=$(key_of "$base_key" "$(key_of_files "$0" "$here/install-guest.sh" \
-	"$TOP"/guest/boot/{*.conf,*/*} "$here/l1/guest-shell" \
+	"$TOP"/guest/boot/*/* "$here/l1/guest-shell" \
 	"$TOP/tests/guest/init-top-race" "$TOP/guest/virtio_balloon_deferred.ko")")
 
 is_done "guest-image-$KVER" "$image_key" && exit 0
@@ -111,6 +112,19 @@ configure() {
 		"${masked[@]}"
 }
 
+# undone TOOL: nothing of the driver is left after it was uninstalled.
+undone() {
+	local left base=$IN_SRC/build/guest-root-$1
+	in_root scripts/install-guest.sh --uninstall "$base" >>"$log" 2>&1 || return
+	# shellcheck disable=SC2016
+	left=$(in_root bash -c '
+		cd "$1"
+		find . -xdev -name "*$3*"
+		grep -rl "$3" etc usr/lib/modules/"$2"/modules.*
+	' left "$base" "$KVER" virtio_balloon_deferred)
+	[ -z "$left" ] || { echo "left: $left" >>"$log"; return 1; }
+}
+
 # Of what install-guest.sh has installed, the module alone.
 race_initrd() {
 	# shellcheck disable=SC2016
@@ -119,15 +133,42 @@ race_initrd() {
 		mount -t proc proc proc
 		mount -t tmpfs tmpfs tmp
 		cp -a etc/initramfs-tools tmp/race
-		cp -a etc/modprobe.d tmp
 		rm tmp/race/scripts/init-top/00-virtio_balloon_deferred
-		rm tmp/modprobe.d/virtio_balloon_deferred.conf
 		install -m 755 "$2" tmp/race/scripts/init-top/00-race
-		mount --bind tmp/modprobe.d etc/modprobe.d
 		chroot . mkinitramfs -d /tmp/race -o /tmp/race.initrd "$3"
 		mv tmp/race.initrd "$4"
 	' race "$IN_SRC/build/guest-root-initramfs-tools" \
 		"$IN_SRC/tests/guest/init-top-race" "$KVER" "$IN_SRC/build/$image-race.initrd"
+}
+
+# lost_initrd TOOL: as if the kernel was new. What other packages want of dracut, in a
+# file that sorts after any of ours, has to be in the image nevertheless.
+lost_initrd() {
+	# shellcheck disable=SC2016
+	in_root bash -ec '
+		cd "$1"
+		tool=$2 kver=$3 out=$4
+		module=usr/lib/modules/$kver/updates/virtio_balloon_deferred.ko
+		mount -t proc proc proc
+		mount --rbind /dev dev
+		mount -t tmpfs tmpfs tmp
+		mv "$module" tmp/module
+		depmod --basedir . "$kver"
+		case $tool in
+		initramfs-tools)
+			chroot . mkinitramfs -o /tmp/lost.initrd "$kver"
+			;;
+		dracut)
+			cp -a etc/dracut.conf.d tmp
+			echo "force_drivers+=\" loop \"" >tmp/dracut.conf.d/z.conf
+			chroot . dracut --force --confdir /tmp/dracut.conf.d \
+				--kver "$kver" /tmp/lost.initrd
+			;;
+		esac
+		mv tmp/lost.initrd "$out"
+		mv tmp/module "$module"
+		depmod --basedir . "$kver"
+	' lost "$IN_SRC/build/guest-root-$1" "$1" "$KVER" "$IN_SRC/build/$image-lost-$1.initrd"
 }
 
 # No loop device is needed, nor a mount.
@@ -156,7 +197,14 @@ for tool in "${tools[@]}"; do
 	configure "$tool" >>"$log" 2>&1 || die "could not configure the guest: see $log"
 	in_root scripts/install-guest.sh "$IN_SRC/build/guest-root-$tool" >>"$log" 2>&1 ||
 		die "could not install the driver: see $log"
+	undone "$tool" || die "could not uninstall the driver: see $log"
+	in_root scripts/install-guest.sh "$IN_SRC/build/guest-root-$tool" >>"$log" 2>&1 ||
+		die "could not install the driver again: see $log"
 	cp "$BUILD/guest-root-$tool/boot/initrd.img-$KVER" "$BUILD/$image-$tool.initrd"
+done
+for tool in "${tools[@]}"; do
+	lost_initrd "$tool" >>"$log" 2>&1 ||
+		die "could not make the initramfs without the driver: see $log"
 done
 race_initrd >>"$log" 2>&1 || die "could not make the initramfs of the race: see $log"
 

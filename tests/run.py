@@ -301,7 +301,8 @@ def distro(count, words):
     """Debian guests that boot from the assigned disk. Words: how often, and which."""
     kver = os.environ.get("KVER") or (TOP / "build/kver").read_text().strip()
     image = f"build/guest-{kver}"
-    images = [word for name in ("initramfs-tools", "dracut", "race")
+    images = [word for name in ("initramfs-tools", "dracut", "race", "lost-initramfs-tools",
+                               "lost-dracut")
               for word in ("--add", f"{image}-{name}.initrd")]
     rounds = int(words[0]) if words else 1
     if run_command("distro", count, "the guests' images build", ["scripts/guest-image.sh"]):

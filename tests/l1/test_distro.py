@@ -10,6 +10,7 @@ the initramfs images in /payload: tests/run.py distro.
 """
 
 import contextlib
+import re
 import sys
 
 import bed
@@ -92,10 +93,61 @@ def installed(tool):
     entry.test("I4", "nobody had to wait at the gate")(gate)
     entry.test("I2", "all memory comes back")(comes_back)
     entry.test("I1", "what is written to the disk is what is read from it")(disk)
+    entry.test("-", "no driver takes others with it when it is removed")(removes)
+
+
+def removes(vm):
+    """What goes with a driver, or with ours, when it is removed."""
+    for name in ("nvme", bed.DRIVER_NAME):
+        lines = vm.check(f"modprobe -r --dry-run --verbose {name} 2>&1 || true").splitlines()
+        equal(f"what else goes with {name}",
+              [line for line in lines if re.search("virtio", line)
+               and line.split()[-1] != name], [])
 
 
 for name in ("initramfs-tools", "dracut"):
     installed(name)
+
+
+LOST = rf"{bed.DRIVER_NAME}: not loaded, .* {bed.DRIVER_NAME} not found"
+
+
+def lost(tool):
+    """A group for a guest with a new kernel, for which the driver was not built."""
+    def fixture():
+        with boot(f"lost-{tool}") as vm:
+            yield vm
+
+    fixture.__name__ = f"lost_{tool.replace('-', '_')}"
+    return group(f"the kernel in the initramfs of {tool} is new, and there is no driver for it")(
+        fixture)
+
+
+def says(vm):
+    vm.wait_line(LOST, BOOT)
+
+
+def falls_back(vm):
+    vm.wait_line("L2: ready", BOOT)
+    multi_user(vm)
+    equal("driver of the balloon", vm.check(
+        "for d in /sys/bus/virtio/devices/*; do"
+        " [ $(cat $d/device) = 0x0005 ] && basename $(readlink $d/driver); done"),
+        "virtio_balloon")
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+
+
+def others(vm):
+    # Forced into the image, so loaded by it; nothing here uses it.
+    vm.check("grep -q '^loop ' /proc/modules")
+
+
+for name in ("initramfs-tools", "dracut"):
+    entry = lost(name)
+    entry.test("-", "its log says so")(says)
+    if name == "dracut":
+        entry.test("I4", "the stock driver has the device, and all memory is mapped")(falls_back)
+        entry.test("-", "drivers that other packages want are in the image")(others)
 
 
 @group("the disk's driver is loaded while the balloon is on its way")
