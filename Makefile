@@ -11,12 +11,13 @@ export KDIR KVER MIRROR
 VM := scripts/vm.py
 C_FILES = $(shell find host guest include tests -name '*.[ch]' ! -name '*.mod.c')
 RUST_FILES = $(shell find host guest include tests -name '*.rs' ! -name '*_generated.rs')
-SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot scripts tests .ci)
+SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot host scripts tests .ci)
 # Variables of 'make stress', see tests/l1/stress.py.
 STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS BOOTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
-.PHONY: all help host guest install-guest uninstall-guest root tree toolchain image clippy fmt fmt-check
+.PHONY: all help host guest install-guest uninstall-guest root tree toolchain image versions
+.PHONY: clippy fmt fmt-check
 .PHONY: lint checkpatch unit fuzz smoke demo shell check stress debug-check clean distclean
 
 all: host guest	## both modules (default)
@@ -50,6 +51,9 @@ toolchain: $(if $(KDIR),,tree)
 image: root	## what the virtual host L1 boots from: build/l1-KVER.*, 7 s
 	@scripts/image.sh
 
+versions: root	## both modules, and the tests', for each series that can be built for
+	@scripts/versions.sh
+
 clippy: toolchain	## Rust lints of both modules
 	@scripts/clippy.sh
 
@@ -70,6 +74,7 @@ checkpatch: tree	## the kernel's style check of the C files
 unit: root	## tests of the pure logic, without a kernel, and of what runs tests
 	@scripts/in-root.sh tests/unit/run.sh
 	@scripts/in-root.sh tests/unit/test_programs.py
+	@scripts/in-root.sh tests/unit/test_layout.py
 
 fuzz: root	## coverage-guided fuzzing of the pure logic, SECONDS=60 a target
 	@scripts/in-root.sh tests/fuzz/fuzz.py run $(or $(SECONDS),60)

@@ -20,8 +20,9 @@ if [ -n "${KDIR:-}" ]; then
 fi
 
 KVER=$(kver)
+cc=$(kernel_cc "$KVER")
 kernel_make=(
 	make --no-print-directory -C "$IN_SRC/build/linux-$KVER" M="$IN_SRC/$dir"
-	ARCH=x86 "LOCALVERSION=+${KVER#*+}" "CC=$KERNEL_CC" "HOSTCC=$KERNEL_CC"
+	ARCH=x86 "LOCALVERSION=+${KVER#*+}" "CC=$cc" "HOSTCC=$cc"
 )
 exec "$TOP/scripts/in-root.sh" "${kernel_make[@]}" "$@"

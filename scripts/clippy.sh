@@ -7,16 +7,7 @@
 
 . "$(dirname "$0")/lib.sh"
 
-mkdir -p "$BUILD/clippy"
-cd "$TOP"
-sources=(
-	-type f "(" -name '*.rs' -o -name '*.[ch]' -o -name 'Kbuild*' ")"
-	! -name '*_generated.rs' ! -name '*.mod.c'
-)
-# Files that are gone must not stay, or a module may be found twice.
-find "$BUILD/clippy" "${sources[@]}" -delete
-find host guest include "${sources[@]}" -print0 |
-	tar -c --null -T - | tar -x -C "$BUILD/clippy"
+mirror_sources "$BUILD/clippy" host guest include
 for module in host guest; do
 	"$TOP/scripts/build.sh" "build/clippy/$module" CLIPPY=1 W=e
 done

@@ -35,9 +35,10 @@ mv "$tree.new" "$tree"
 
 step "configuring it and compiling the kernel's Rust crates (90 s)"
 cp "$ROOT/usr/lib/modules/$KVER/config" "$tree/.config"
+cc=$(kernel_cc "$KVER")
 kernel_make=(
 	make -C "$IN_SRC/build/$name" ARCH=x86
-	"LOCALVERSION=${KVER#"$upstream"}" "CC=$KERNEL_CC" "HOSTCC=$KERNEL_CC"
+	"LOCALVERSION=${KVER#"$upstream"}" "CC=$cc" "HOSTCC=$cc"
 )
 { in_root "${kernel_make[@]}" olddefconfig &&
 	in_root "${kernel_make[@]}" -j"$(nproc)" prepare modules_prepare; } \

@@ -19,10 +19,6 @@ STAMPS=$BUILD/stamps
 # shellcheck disable=SC2034
 IN_SRC=/src
 
-# What every build calls the compiler that Debian built the kernel with.
-# shellcheck disable=SC2034
-KERNEL_CC=x86_64-linux-gnu-gcc-14
-
 STEP=0
 STEPS=0
 
@@ -99,6 +95,28 @@ kver() {
 	else
 		die "no kernel release chosen yet: run 'make root' first, or set KVER="
 	fi
+}
+
+# The compiler that Debian built kernel $1 with, as every build has to call it.
+kernel_cc() {
+	sed -n 's/^CONFIG_CC_VERSION_TEXT="\([^ ]*\).*/\1/p' \
+		"$ROOT/usr/lib/modules/$1/config"
+}
+
+# Copies the sources below directories $2... to directory $1, for a build that is not to be
+# mixed with another one. Unchanged files keep their times; files that are gone go, or a
+# module may be found twice.
+mirror_sources() {
+	local to=$1 sources=(
+		-type f "(" -name '*.rs' -o -name '*.[ch]' -o -name '*.sh' -o
+		-name 'Kbuild*' ")" ! -name '*_generated.rs' ! -name '*.mod.c'
+		! -name '.*'
+	)
+	shift
+	mkdir -p "$to"
+	find "$to" "${sources[@]}" -delete
+	(cd "$TOP" && find "$@" "${sources[@]}" -print0 | tar -c --null -T -) |
+		tar -x -C "$to"
 }
 
 # Everything that in-root.sh needs to enter namespaces, as words for unshare.

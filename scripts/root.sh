@@ -8,6 +8,7 @@
 #
 # Needs Debian 12 or later on amd64. Works as root, and as a normal user with
 # subordinate ids (package uidmap). Each step is skipped if it was done before.
+# "root.sh --series" prints the newest kernel of each series that can be built for.
 #
 #   KVER=    kernel release, instead of the newest: 7.3.4+deb13-amd64
 #   MIRROR=  Debian mirror, instead of the one in apt's configuration
@@ -83,16 +84,34 @@ bootstrap() {
 	unshare "${ns[@]}" mv "$ROOT.new" "$ROOT"
 }
 
-# The releases that there are of the series that the modules are written for, the
-# newest last.
+# The releases that have all that modules in Rust need, the newest last. The archive keeps
+# more images than it has headers and sources for.
 kernels() {
-	in_root apt-cache search --names-only '^linux-binary-7\..*\+deb13-amd64$' |
-		sed -E 's/^linux-binary-([^ ]+).*/\1/' | sort -V
+	in_root apt-cache search --names-only '^linux-(binary|headers|source)-[0-9]' |
+		awk '{ print $1 }' | sed -nE '
+			s/^linux-binary-([0-9.]+\+deb[0-9]+-amd64)$/\1 binary/p
+			s/^linux-headers-([0-9.]+\+deb[0-9]+-amd64)$/\1 headers/p' |
+		sort -V | awk '$1 == last { print $1 } { last = $1 }' |
+		while read -r kver; do
+			[ "$(source_version "$(series_of "$kver")")" != "${kver%%+*}" ] ||
+				echo "$kver"
+		done
+}
+
+# 7.3 of 7.3.4+deb13-amd64.
+series_of() {
+	cut -d. -f1,2 <<<"${1%%[+-]*}"
+}
+
+# The upstream version of what linux-source-$1 has; nothing if there is none.
+source_version() {
+	in_root apt-cache show --no-all-versions "linux-source-$1" 2>/dev/null |
+		sed -nE 's/^Version: ([0-9.]+).*/\1/p'
 }
 
 install_kernel() {
 	local kver=$1 series known
-	series=$(cut -d. -f1,2 <<<"${kver%%+*}")
+	series=$(series_of "$kver")
 	known=$(kernels | xargs)
 	[[ " $known " == *" $kver "* ]] ||
 		die "KVER=$kver is not in the archive, which has: $known"
@@ -110,6 +129,13 @@ is_complete() {
 	{ [ -n "${KVER:-}" ] || [ -f "$BUILD/kver" ]; } || return
 	is_done "kernel-$(kver)" "$(kver)"
 }
+
+# Each series has one source, which is of one release.
+if [ "${1:-}" = --series ]; then
+	is_done root "$suite" || "$0"
+	kernels
+	exit
+fi
 
 is_complete && exit 0
 lock_build
@@ -139,7 +165,7 @@ fi
 if [ -z "${KVER:-}" ] && [ ! -f "$BUILD/kver" ]; then
 	in_root apt-get -qq update
 	KVER=$(kernels | tail -1)
-	[ -n "$KVER" ] || die "$suite-backports has no 7.x kernel: set KVER="
+	[ -n "$KVER" ] || die "$suite-backports has no kernel with headers and source: set KVER="
 	echo "$KVER" >"$BUILD/kver"
 fi
 KVER=$(kver)

@@ -187,6 +187,8 @@ def unit(count, _patterns):
     run_tap("unit", count, [IN_ROOT, "tests/unit/run.sh"])
     run_command("unit", count, "what runs the tests counts what fails",
                 [IN_ROOT, "tests/unit/test_programs.py"])
+    run_command("unit", count, "another struct vfio_iommu_driver_ops is refused",
+                [IN_ROOT, "tests/unit/test_layout.py"])
 
 
 def fuzz(count, _patterns):

@@ -54,7 +54,9 @@ if [ -n "$private" ]; then
 fi
 
 base=$objtree/vmlinux
-[ -e "$base" ] || ! [ "$release" = "$(uname -r)" ] || base=/sys/kernel/btf/vmlinux
+if ! [ -e "$base" ] && [ "$release" = "$(uname -r)" ]; then
+	base=/sys/kernel/btf/vmlinux
+fi
 for module in "${VFIO_KO:-}" "$objtree/drivers/vfio/vfio.ko" \
 	"/lib/modules/$release/kernel/drivers/vfio/vfio.ko"*; do
 	case $module in

@@ -6,9 +6,8 @@
 #ifndef DEFERRED_COMPAT_H
 #define DEFERRED_COMPAT_H
 
-#include <linux/version.h>
-
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+/* From Kbuild.bindgen. */
+#ifndef LINUX_7_3
 
 #include <linux/gfp.h>
 #include <linux/spinlock.h>
@@ -38,6 +37,6 @@ struct page *rust_helper_alloc_pages_node_noprof(int node, gfp_t gfp,
 	return alloc_pages_node_noprof(node, gfp, order);
 }
 
-#endif /* before 7.3 */
+#endif /* LINUX_7_3 */
 
 #endif /* DEFERRED_COMPAT_H */

@@ -9,7 +9,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 tree=$BUILD/linux-$(kver)
 out=$BUILD/tests/selftests
-cc=(CC="$KERNEL_CC" HOSTCC="$KERNEL_CC")
+gcc=$(kernel_cc "$(kver)")
+cc=(CC="$gcc" HOSTCC="$gcc")
 mkdir -p "$out"
 
 # All that they need of libuuid, which is not in the root.
@@ -31,7 +32,7 @@ static inline int uuid_parse(const char *text, uuid_t uuid)
 END
 
 make -s -C "$tree" "${cc[@]}" ARCH=x86 headers
-"$KERNEL_CC" -O2 -Wall -c -o "$out/type1.o" "$here/type1.c"
+"$gcc" -O2 -Wall -c -o "$out/type1.o" "$here/type1.c"
 make -s -C "$tree/tools/testing/selftests/vfio" "${cc[@]}" OUTPUT="$out" \
 	KHDR_INCLUDES="-isystem $tree/usr/include" EXTRA_CFLAGS="-I$out" \
 	LDLIBS="$out/type1.o"
