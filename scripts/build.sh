@@ -4,7 +4,8 @@
 # build.sh DIRECTORY [WORD...]: kbuild for a directory of modules: host, guest or
 # one below tests. Further words go to make: CLIPPY=1, V=1, clean.
 #
-#   KDIR=  prepared kernel tree to build against, with the machine's own tools
+#   KDIR=  prepared kernel tree or headers to build against, with the machine's own tools;
+#          Debian's headers after rust-metadata.sh
 #   KVER=  kernel release, else the one in build/kver; needs the toolchain root
 
 . "$(dirname "$0")/lib.sh"
@@ -14,8 +15,8 @@ shift
 [ -f "$TOP/$dir/Kbuild" ] || die "$dir has no Kbuild file"
 
 if [ -n "${KDIR:-}" ]; then
-	[ -f "$KDIR/rust/libkernel.rmeta" ] ||
-		die "KDIR=$KDIR lacks the metadata of the kernel's Rust crates: it must be a tree with CONFIG_RUST=y in which 'make prepare modules_prepare' was run"
+	check_tree "$KDIR"
+	KDIR=$(tree_with_metadata "$KDIR")
 	exec make -C "$KDIR" M="$TOP/$dir" "$@"
 fi
 

@@ -119,6 +119,52 @@ mirror_sources() {
 		tar -x -C "$to"
 }
 
+# Where rust-metadata.sh leaves what Debian's headers lack, below a directory a release.
+METADATA=${METADATA:-/var/cache/vfio-deferred}
+
+# The release of kernel tree $1.
+release_of() {
+	sed -n 's/^#define UTS_RELEASE "\(.*\)"$/\1/p' "$1/include/generated/utsrelease.h"
+}
+
+# What kernel tree $1 was configured with: identifies what fits to it.
+tree_key() {
+	key_of_files "$1/include/config/auto.conf" "$1/include/generated/utsrelease.h" \
+		"$1/include/generated/utsversion.h"
+}
+
+# Fails, in a sentence, unless modules in Rust can be built against kernel tree $1 by this
+# machine's tools.
+check_tree() {
+	local config=$1/include/config/auto.conf theirs ours tool
+	[ -f "$config" ] ||
+		die "$1 is no kernel tree that modules can be built against: install the kernel's headers"
+	grep -q '^CONFIG_RUST=y' "$config" ||
+		die "kernel $(release_of "$1") was built without CONFIG_RUST: it takes no modules in Rust"
+	for tool in "${RUSTC:-rustc}" "${BINDGEN:-bindgen}" pahole; do
+		command -v "$tool" >/dev/null ||
+			die "$tool is missing: install it (Debian: rustc, bindgen, dwarves)"
+	done
+	theirs=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\(.*\)"$/\1/p' "$config")
+	ours=$("${RUSTC:-rustc}" --version)
+	[ "$ours" = "$theirs" ] ||
+		die "kernel $(release_of "$1") was built with $theirs, this machine has $ours, and the two do not mix: install that version, or set RUSTC="
+}
+
+# Where to build against kernel tree $1: there if it has the metadata of the kernel's crates,
+# else in what rust-metadata.sh has made of it.
+tree_with_metadata() {
+	local made
+	made=$METADATA/$(release_of "$1")
+	if [ -f "$1/rust/libkernel.rmeta" ]; then
+		echo "$1"
+	elif [ "$(cat "$made/key" 2>/dev/null)" = "$(tree_key "$1")" ]; then
+		echo "$made"
+	else
+		die "$1 lacks the metadata of the kernel's Rust crates (rust/libkernel.rmeta): on Debian, run scripts/rust-metadata.sh as root; a tree of your own needs 'make prepare'"
+	fi
+}
+
 # Everything that in-root.sh needs to enter namespaces, as words for unshare.
 # A normal user becomes root of a user namespace in which its own files stay
 # its own.

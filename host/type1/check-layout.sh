@@ -64,7 +64,8 @@ for module in "${VFIO_KO:-}" "$objtree/drivers/vfio/vfio.ko" \
 	*.ko.xz) xz -dc "$module" ;;
 	*.ko.zst) zstd -qdc "$module" ;;
 	*.ko.gz) gzip -dc "$module" ;;
-	esac >"$scratch/vfio.ko" 2>/dev/null && [ -s "$scratch/vfio.ko" ] || continue
+	esac >"$scratch/vfio.ko" 2>/dev/null
+	[ -s "$scratch/vfio.ko" ] || continue
 	layout --btf_base "$base" "$scratch/vfio.ko" >"$scratch/theirs"
 	compare "$module"
 done
