@@ -14,6 +14,7 @@
 #include <linux/virtio_config.h>
 #include <linux/wait.h>
 
+#include "../include/version.h"
 #include "../include/wrap/compat.h"
 
 /*
@@ -22,6 +23,8 @@
  * the devices of all others.
  */
 MODULE_WEAKDEP("virtio_pci");
+
+MODULE_VERSION(DEFERRED_VERSION);
 
 bool rust_helper___virtio_test_bit(const struct virtio_device *vdev,
 				   unsigned int bit)

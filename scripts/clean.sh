@@ -9,7 +9,7 @@
 find "$TOP/host" "$TOP/guest" "$TOP/include" "$TOP/tests" "$TOP/scripts" \
 	\( -name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' \
 	-o -name '.*.cmd' -o -name '.*.d' -o -name '*.rmeta' \
-	-o -name '*_generated.rs' -o -name layout.checked -o -name Module.symvers \
+	-o -name '*_generated.rs' -o -name '*.checked' -o -name Module.symvers \
 	-o -name modules.order \) -type f -delete
 find "$TOP/scripts" "$TOP/tests" -name __pycache__ -type d -exec rm -r {} +
 

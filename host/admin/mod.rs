@@ -3,4 +3,5 @@
 //! The administrator's side: knobs and directories in sysfs.
 
 pub(crate) mod knobs;
+mod params;
 pub(crate) mod sysfs;

@@ -98,6 +98,16 @@ impl<T> Attribute<T> {
         }
     }
 
+    /// The file's name.
+    pub(crate) const fn name(&self) -> &'static CStr {
+        self.name
+    }
+
+    /// What a write of `text` to the file does; `EIO` if it cannot be written.
+    pub(crate) fn set(&self, object: &T, text: &str) -> Result {
+        self.store.ok_or(EIO)?(object, text.trim())
+    }
+
     /// Replaces the permission bits.
     pub(crate) const fn mode(mut self, mode: u16) -> Self {
         self.mode = mode & 0o777;
@@ -220,7 +230,7 @@ impl<T: 'static> File<T> {
         let bytes = unsafe { slice::from_raw_parts(buf.cast::<u8>(), count) };
         let stored = str::from_utf8(bytes)
             .map_err(|_| EINVAL)
-            .and_then(|text| file.attribute.store.ok_or(EIO)?(object, text.trim()));
+            .and_then(|text| file.attribute.set(object, text));
         match stored {
             Ok(()) => count as isize,
             Err(error) => error.to_errno() as isize,

@@ -24,6 +24,13 @@ from tap import Reporter, Skip, at_least, at_most, equal, eventually, group, gro
 
 GRANULE = 2
 STEP = 128
+
+# What knobs do not take, and the bounds of what they do.
+BAD = (("step_mib", "0"), ("step_mib", "1"), ("step_mib", "x"), ("step_mib", "1048577"),
+       ("reserve_mib", "-1"), ("reserve_mib", ""), ("skip_zeroing", "2"), ("skip_zeroing", "-1"),
+       ("skip_zeroing", "on"), ("bind_wait_ms", "600001"), ("bind_wait_ms", "-1"))
+LEAST = {"reserve_mib": 0, "step_mib": 2, "skip_zeroing": 0, "bind_wait_ms": 0}
+MOST = {"reserve_mib": 1 << 20, "step_mib": 1 << 20, "skip_zeroing": 1, "bind_wait_ms": 600000}
 EVERYTHING = 1 << 20
 # How often something may happen too late.
 TRIES = 10
@@ -68,16 +75,35 @@ def step(sim):
 
 @good.test("-", "knobs refuse what is out of range")
 def knobs(_sim):
-    for name, value in (("step_mib", "0"), ("step_mib", "1"), ("step_mib", "x"),
-                        ("step_mib", "1048577"), ("reserve_mib", "-1"), ("reserve_mib", ""),
-                        ("skip_zeroing", "2"), ("skip_zeroing", "-1"), ("skip_zeroing", "on"),
-                        ("bind_wait_ms", "600001"), ("bind_wait_ms", "-1")):
+    for name, value in BAD:
         try:
             (KNOBS / name).write_text(f"{value}\n")
         except OSError:
             continue
         raise AssertionError(f"{name} accepts {value!r}")
     equal("step_mib", (KNOBS / "step_mib").read_text(), f"{STEP}\n")
+
+
+@group("parameters of the driver")
+def parameters():
+    yield None
+    rmmod(DRIVER)
+
+
+@parameters.test("-", "each takes the least and the most of its range")
+def good_parameters(_):
+    for values in (LEAST, MOST):
+        equal("error", insmod(DRIVER, **values), None)
+        equal("knobs", {name: int((KNOBS / name).read_text()) for name in values}, values)
+        rmmod(DRIVER)
+
+
+@parameters.test("-", "each refuses what is out of range: nothing is loaded")
+def bad_parameters(_):
+    for name, value in BAD:
+        equal(f"{name}={value} is refused", "Invalid parameters" in
+              (insmod(DRIVER, **{name: value}) or ""), True)
+        equal("loaded", Path(f"/sys/module/{DRIVER}").exists(), False)
 
 
 @good.test("-", "a target that rises after probe() is ignored")

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether the module may be loaded: what it says of a type1 that is not what it knows."""
+"""Whether the module may be loaded: what it says of a type1 that is not what it knows, and
+of parameters."""
 
 import subprocess
 
 import guest
 import host
-from tap import equal, group
+from tap import at_least, equal, group
+from test_scope import KNOBS
 
 TYPE1 = "vfio_iommu_type1"
 FAKE = f"/payload/tests/host/{TYPE1}.ko"
@@ -67,3 +69,40 @@ def refused(_):
         equal(f"lines logged for {fault!r}", len(lines), 1)
         equal(f"{words!r} is in {lines!r}", words in lines[0], True)
         equal("references to type1", host.run("lsmod").split(f"{TYPE1} ")[1].split()[1], "0")
+
+
+@group("knobs as parameters of the module")
+def parameters():
+    guest.prepare("deferred")
+    host.unload_deferred()
+    yield None
+    host.unload_deferred()
+    host.load_deferred()
+
+
+@parameters.test("I6", "each knob is one, and there are no others")
+def each_knob(_):
+    described = host.run("modinfo", "-F", "parm", host.MODULE_FILE).splitlines()
+    equal("parameters", sorted(line.split(":")[0] for line in described), sorted(KNOBS))
+
+
+@parameters.test("I6", "each takes the least and the most of its range")
+def good_parameters(_):
+    for which in (0, 1):
+        chosen = {name: str(good[which]) for name, (good, _) in KNOBS.items()}
+        equal("refusal", refusal(*(f"{name}={value}" for name, value in chosen.items()))[0],
+              None)
+        equal("knobs", {name: host.knob(name) for name in chosen}, chosen)
+        host.run("rmmod", host.MODULE)
+
+
+@parameters.test("I6", "each refuses what is out of its range or no number: nothing is loaded")
+def bad_parameters(_):
+    tried = 0
+    for name, (_, bad) in KNOBS.items():
+        # The kernel cuts parameters at white space that is not quoted.
+        for word in (name, *(f'{name}="{value}"' for value in bad)):
+            equal(f"error for {word}", refusal(word)[0], "Invalid parameters")
+            equal(f"loaded with {word}", host.is_loaded(host.MODULE), False)
+            tried += 1
+    at_least("values tried", tried, 70)

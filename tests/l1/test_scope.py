@@ -111,6 +111,7 @@ KNOBS = {
     "firmware": ((1, 0), NOT_BOOLEANS),
     "policy": (("gate", "balloon"), ("", "x", "0", "gate balloon")),
     "gate": ((0, 1), NOT_BOOLEANS),
+    "trap": ((0, 1), NOT_BOOLEANS),
     "hold": ((1, 0), NOT_BOOLEANS),
 }
 
