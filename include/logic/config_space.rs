@@ -78,7 +78,8 @@ impl OwnDwords {
 
     /// Whether an access at `offset` is for the device itself to interpret.
     pub(crate) fn contain(self, offset: u64) -> bool {
-        let dword = u32::try_from(offset / DWORD as u64).ok();
+        let dword = usize::try_from(offset).ok().map(|offset| offset / DWORD);
+        let dword = dword.and_then(|n| u32::try_from(n).ok());
         let bit = dword.and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
         self.0 & bit != 0
     }

@@ -194,7 +194,9 @@ unsafe fn gated(
     let mut ops = unsafe { original.read() };
     ops.fault.ok_or(EINVAL)?;
     ops.fault = Some(fault);
-    ops.huge_fault = ops.huge_fault.map(|_| huge_fault as _);
+    if ops.huge_fault.is_some() {
+        ops.huge_fault = Some(huge_fault);
+    }
     let mut made = MADE.lock();
     // vfio-pci may have been unloaded, and loaded again at the same address.
     let known = made.0.iter().find(|known| {

@@ -67,9 +67,15 @@ pub(super) fn replace(ops: &mut bindings::vfio_device_ops) -> Result {
     ops.read = Some(read);
     ops.write.ok_or(ENODEV)?;
     ops.write = Some(write);
-    ops.ioctl = ops.ioctl.map(|_| ioctl as _);
-    ops.mmap = ops.mmap.map(|_| mmap as _);
-    ops.device_feature = ops.device_feature.map(|_| device_feature as _);
+    if ops.ioctl.is_some() {
+        ops.ioctl = Some(ioctl);
+    }
+    if ops.mmap.is_some() {
+        ops.mmap = Some(mmap);
+    }
+    if ops.device_feature.is_some() {
+        ops.device_feature = Some(device_feature);
+    }
     Ok(())
 }
 
