@@ -311,6 +311,8 @@ impl Worker {
         if interrupt {
             self.front.interrupt(index);
         }
+        // What was inflated is missing no more. The mapping threads may all be busy.
+        self.vm.tell_news();
         Ok(true)
     }
 

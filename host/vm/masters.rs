@@ -364,6 +364,17 @@ impl Vm {
         Ok(())
     }
 
+    /// Tells devices what they wait for, if it has come. Context: as [`BusMaster::grant`].
+    pub(crate) fn tell_news(&self) {
+        loop {
+            let Some(news) = self.state.lock().news() else {
+                return;
+            };
+            self.count_news(&news);
+            news.tell();
+        }
+    }
+
     /// Counts what a device is told.
     pub(super) fn count_news(&self, news: &News) {
         match news {

@@ -22,7 +22,8 @@ SOON = 60
 class Stall:
     """A page, and memory behind it of which the first page is there.
 
-    start    of the page that is not there
+    stalls   whether the page is not there
+    start    where it is
     address  of what is behind it
     """
 
@@ -38,7 +39,7 @@ class Stall:
         fcntl.ioctl(self._fd, REGISTER, struct.pack("=QQQQ", self._start, PAGE, MISSING, 0))
         # Not before: it might come with its neighbours, as a huge page.
         ctypes.memset(self.address, 0, PAGE)
-        self._stalls = True
+        self.stalls = True
 
     def wait(self):
         """Waits until somebody has touched the page."""
@@ -47,9 +48,9 @@ class Stall:
 
     def go_on(self):
         """Whoever has touched the page goes on, and finds zeros."""
-        if self._stalls:
+        if self.stalls:
             fcntl.ioctl(self._fd, ZEROPAGE, struct.pack("=QQQq", self._start, PAGE, 0, 0))
-            self._stalls = False
+            self.stalls = False
 
     def __enter__(self):
         return self

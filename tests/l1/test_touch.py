@@ -4,6 +4,7 @@ missing returns at once, and who uses the device waits until it may master the b
 
 import contextlib
 import os
+import random
 import signal
 import struct
 import threading
@@ -14,6 +15,7 @@ import guest
 import host
 import stall
 import vfio
+from balloon import OK, Balloon
 from channel import TIME_FACTOR
 from edu import Edu
 from tap import at_least, at_most, equal, eventually, group
@@ -22,6 +24,9 @@ from test_gate import IOVA, SIZE, masters, masters_by_register, mapped_container
 
 # Seconds that a call may take that waits for nobody, on an emulated processor.
 PROMPT = 2
+
+# Devices that are closed at any moment.
+SEED, CLOSINGS = 1, 20
 
 # VFIO_DEVICE_IOEVENTFD, 4 bytes.
 IOEVENTFD, IOEVENTFD_32 = 0x3b74, 4
@@ -161,6 +166,23 @@ def untouched(address):
         equal("gate_trips", own("gate_trips"), 0)
 
 
+@touch.test("I4", "what is given up is not waited for, even if it is just being mapped by all "
+                  "threads that map")
+def inflated(address):
+    with bed.knobs_set(workers=1), Balloon() as balloon, missing(address) as (container, page):
+        balloon.attach(container)
+        balloon.ready()
+        ask(container)
+        thread = Touch(container.touch)
+        thread.expect_waiting(address)
+        equal("reply to INFLATE", balloon.inflate((IOVA, SIZE)), (OK, 1))
+        thread.wait()
+        expect_granted(container)
+        equal("the page is not there", page.stalls, True)
+        page.go_on()
+        balloon.detach()
+
+
 @touch.test("I4", "who takes the bit back is not waited for")
 def taken_back(address):
     with missing(address) as (container, page):
@@ -252,6 +274,21 @@ def killed(address):
             eventually(f"{name} is gone", lambda: os.waitpid(child, os.WNOHANG)[0] == child)
             eventually("nobody waits", lambda: own("gate_waiting") == "")
         page.go_on()
+
+
+@touch.test("I3", "a device that is closed as its memory is mapped is left alone")
+def closing(address):
+    rng = random.Random(SEED)
+    for _ in range(CLOSINGS):
+        with missing(address) as (container, page):
+            ask(container)
+            # All is being mapped in the background, but for one page.
+            equal("answers", container.balloon_driver(1 << 32 | 1 << 33), [0] * 5)
+            page.wait()
+            page.go_on()
+            # The bit is about to be set at any moment.
+            time.sleep(rng.uniform(0, 0.005))
+    # A kernel that has used what was freed has said so: the group's last test.
 
 
 @touch.test("I4", "negative control: with the trap off who uses the device does not wait, and the "

@@ -320,7 +320,8 @@ impl GatedDevice {
         Some(insert(&mut bars))
     }
 
-    /// The device is closed, and no longer ours. Waits for who changes the register.
+    /// The device is being closed: its driver must not be called any more. Waits for who changes
+    /// the register. The second time it changes nothing.
     pub(super) fn closed(&self) {
         let claim = self.claim_in_any_case();
         let lost = {

@@ -182,8 +182,8 @@ unsafe fn try_install(
         )
     };
     let original = NonNull::new(original).ok_or(ENODEV)?;
-    // SAFETY: `remove` closes the device before it is closed for good; its operations have what
-    // `ops_for` demands.
+    // SAFETY: The gate's `close_device`, or `remove` if it was not opened after all, calls `closed`
+    // before the driver closes the device; its operations have what `ops_for` demands.
     let device = unsafe {
         let register = Register::new(pci, vdev, original);
         GatedDevice::new(register, Bars::new(vdev)?, container.clone())?

@@ -67,6 +67,8 @@ pub(super) fn replace(ops: &mut bindings::vfio_device_ops) -> Result {
     ops.read = Some(read);
     ops.write.ok_or(ENODEV)?;
     ops.write = Some(write);
+    ops.close_device.ok_or(ENODEV)?;
+    ops.close_device = Some(close_device);
     if ops.ioctl.is_some() {
         ops.ioctl = Some(ioctl);
     }
@@ -261,6 +263,22 @@ fn sizes_bar(offset: u64, buffer: usize, count: usize) -> bool {
         && BARS.contains(&offset)
         && user::read(buffer, &mut bytes).is_ok()
         && bytes == [0xff; 4]
+}
+
+/// `vfio_device_ops::close_device` of a gated device, in its last close.
+///
+/// What the driver frees here, others must not use any more: the mapping threads, which may be
+/// about to change the device's register. `unregister_device` comes too late for that.
+extern "C" fn close_device(vdev: *mut bindings::vfio_device) {
+    if let Some(device) = device_of(vdev) {
+        device.closed();
+    }
+    // SAFETY: The core calls this for an open device; its operations are a `GatedOps`, or else
+    // nobody would have called here.
+    if let Some(original) = unsafe { original(vdev).close_device } {
+        // SAFETY: The core's own call, handed on.
+        unsafe { original(vdev) };
+    }
 }
 
 /// `vfio_device_ops::ioctl` of a gated device.

@@ -40,7 +40,7 @@ const ABSENT: u16 = 0xffff;
 /// # Invariants
 ///
 /// `vdev` is an open device of the driver whose operations are `original`, which has `read` and
-/// `write`; so until [`super::device::Device::closed`] has returned.
+/// `write`; so until [`super::device::GatedDevice::closed`] has returned.
 pub(super) struct Register {
     pci: PciDevice,
     vdev: NonNull<bindings::vfio_device>,
@@ -55,7 +55,7 @@ unsafe impl Sync for Register {}
 impl Register {
     /// # Safety
     ///
-    /// The type's invariants hold, and its users keep to [`super::device::Device::closed`].
+    /// The type's invariants hold, and its users keep to [`super::device::GatedDevice::closed`].
     pub(super) unsafe fn new(
         pci: PciDevice,
         vdev: NonNull<bindings::vfio_device>,
