@@ -18,6 +18,7 @@ import vfio
 from balloon import OK, Balloon
 from channel import TIME_FACTOR
 from edu import Edu
+from probe import Probe
 from tap import at_least, at_most, equal, eventually, group
 from test_faults import fault_module, faults, own
 from test_gate import IOVA, SIZE, masters, masters_by_register, mapped_container
@@ -277,17 +278,20 @@ def killed(address):
 
 
 @touch.test("I3", "a device that is closed as its memory is mapped is left alone")
-def closing(address):
+def closing(_):
     rng = random.Random(SEED)
     for _ in range(CLOSINGS):
-        with missing(address) as (container, page):
+        # This one is reset as it is closed, which takes a tenth of a second.
+        with bed.knobs_set(workers=1), \
+             missing(host.find_device(host.NVME)) as (container, page):
             ask(container)
-            # All is being mapped in the background, but for one page.
+            # The first page holds up the only thread that maps all in the background.
             equal("answers", container.balloon_driver(1 << 32 | 1 << 33), [0] * 5)
             page.wait()
             page.go_on()
-            # The bit is about to be set at any moment.
-            time.sleep(rng.uniform(0, 0.005))
+            # The bit is about to be set at a moment when little is left.
+            left = rng.randrange(0, SIZE, SIZE // 16)
+            eventually("most is mapped", lambda: own("unmapped_bytes") <= left, pause=0)
     # A kernel that has used what was freed has said so: the group's last test.
 
 
@@ -352,3 +356,38 @@ def write_returns(vm):
 @first_touch.test("I4", "and then DMA arrives")
 def arrives(vm):
     Edu(vm).expect_all(4)
+
+
+@group("QEMU while its guest waits at the gate")
+def manageable():
+    guest.prepare("deferred")
+    # Pages of 4 KiB that one thread provides: what is missing takes a while.
+    with bed.knobs_set(fallback_timeout_ms=86_400_000, workers=1), \
+         guest.Guest("deferred", bed.MEMORY, cpus=2, backend="memory-backend-memfd,share=on",
+                     files={"lib/modules/edu_dma.ko": bed.EDU_DRIVER}) as vm:
+        vm.wait_line("L2: ready", bed.BOOT)
+        yield vm
+        vm.quit()
+
+
+@manageable.test("I4", "its monitor answers, and the guest's other processor goes on")
+def answers(vm):
+    alone = probe_for(vm, lambda: time.sleep(3))
+    load = threading.Thread(target=vm.check, args=("insmod /lib/modules/edu_dma.ko", 300))
+    load.start()
+    eventually("somebody waits", lambda: bed.stat(vm.pid, "gate_waiting"), pause=0.05)
+    waiting = probe_for(vm, load.join)
+    longest = bed.stat(vm.pid, "gate_wait_max_ns") / 1e9
+    print(f"# longest wait at the gate {longest:.1f} s, slowest answer of QEMU's monitor "
+          f"{waiting:.2f} s, {alone:.2f} s before")
+    at_least("seconds that the guest waited", longest, 3)
+    at_most("seconds that the slowest answer took", waiting, max(longest / 5, 2 * alone))
+    equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
+    Edu(vm).expect_all(2)
+
+
+def probe_for(vm, function):
+    """The slowest answer of QEMU's monitor while a function runs, in seconds."""
+    with Probe(vm) as probe:
+        function()
+    return probe.worst
