@@ -53,7 +53,7 @@ unsafe impl virtio::Driver for Driver {
         let stats = Arc::new(Stats::new(), GFP_KERNEL)?;
         let balloon = Arc::pin_init(Balloon::new(stats.clone())?, GFP_KERNEL)?;
         let directory = stats::directory(device.kobject()?, stats)?;
-        let worker = Arc::pin_init(Worker::new(balloon.clone()), GFP_KERNEL)?;
+        let worker = Arc::pin_init(Worker::new(crate::NAME, balloon.clone())?, GFP_KERNEL)?;
         let shrinker = Shrinker::new(crate::NAME, worker.clone())?;
         KBox::try_pin_init(
             try_pin_init!(Self {

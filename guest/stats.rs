@@ -110,7 +110,7 @@ impl Stats {
     }
 }
 
-/// A number that one task changes at a time and any may read.
+/// A number that any task may change and read.
 pub(crate) struct Figure(Atomic<u64>);
 
 impl Figure {
@@ -127,7 +127,7 @@ impl Figure {
     }
 
     pub(crate) fn add(&self, value: u64) {
-        self.set(self.get().saturating_add(value));
+        self.0.fetch_add(value, Relaxed);
     }
 
     fn show(&self, writer: &mut Writer<'_>) -> Result {

@@ -11,6 +11,7 @@
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use crate::bindings;
+use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     sync::{
@@ -32,7 +33,39 @@ pub(crate) trait Job: Send + Sync + 'static {
     fn run(&self) -> Option<Msecs>;
 }
 
-/// Runs a [`Job`] on the kernel's unbound work queue whenever it is kicked.
+/// A work queue with a thread of its own for when there is no memory to make one.
+///
+/// # Invariants
+///
+/// It is a work queue, and ours to destroy.
+struct Queue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: Work may be queued, and the queue destroyed, in any thread.
+unsafe impl Send for Queue {}
+// SAFETY: The queue's own locks order concurrent calls.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    /// May sleep.
+    fn new(name: &'static CStr) -> Result<Self> {
+        let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
+        // SAFETY: The format takes one string, which is copied. There is one item.
+        let queue = unsafe {
+            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 1, name.as_char_ptr())
+        };
+        // INVARIANT: Just made.
+        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: Ours by the invariant; it goes after the work that is queued on it.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) }
+    }
+}
+
+/// Runs a [`Job`] whenever it is kicked, also when memory has run out.
 ///
 /// Dropping it stops it for good. That must not happen in the job itself.
 ///
@@ -44,6 +77,8 @@ pub(crate) struct Worker<T: Job> {
     #[pin]
     work: Opaque<bindings::delayed_work>,
     job: Arc<T>,
+    // After `drop` has disabled `work`.
+    queue: Queue,
 }
 
 // SAFETY: A work item may be queued and disabled in any thread, and `T` is `Send` and `Sync`.
@@ -52,10 +87,11 @@ unsafe impl<T: Job> Send for Worker<T> {}
 unsafe impl<T: Job> Sync for Worker<T> {}
 
 impl<T: Job> Worker<T> {
-    /// A worker that can be kicked at once.
-    pub(crate) fn new(job: Arc<T>) -> impl PinInit<Self> {
+    /// A worker that can be kicked at once; its thread has the given name. May sleep.
+    pub(crate) fn new(name: &'static CStr, job: Arc<T>) -> Result<impl PinInit<Self>> {
+        let queue = Queue::new(name)?;
         // INVARIANT: The initialiser sets the function that the invariant names.
-        pin_init!(Self {
+        Ok(pin_init!(Self {
             work <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| {
                 // SAFETY: `slot` is memory for a delayed_work, pinned from here on and freed only
                 // after `drop` has disabled it; names and keys are static. This is what
@@ -78,7 +114,8 @@ impl<T: Job> Worker<T> {
                 }
             }),
             job,
-        })
+            queue,
+        }))
     }
 
     /// What it runs.
@@ -88,14 +125,9 @@ impl<T: Job> Worker<T> {
 
     /// Runs the job as soon as possible, once more if it is running now. Any context.
     pub(crate) fn kick(&self) {
-        // SAFETY: `work` is initialised by the invariant. The queue exists from boot on.
+        // SAFETY: `work` is initialised by the invariant, and the queue goes after it.
         unsafe {
-            bindings::mod_delayed_work_on(
-                Self::ANY_CPU,
-                bindings::system_dfl_wq,
-                self.work.get(),
-                0,
-            );
+            bindings::mod_delayed_work_on(Self::ANY_CPU, self.queue.0.as_ptr(), self.work.get(), 0);
         }
     }
 
@@ -121,11 +153,11 @@ impl<T: Job> Worker<T> {
         };
         if let Some(delay) = this.job.run() {
             // Unlike `kick`, this leaves a run that is due earlier alone.
-            // SAFETY: As in `kick`.
+            // SAFETY: `work` is initialised by the invariant, and the queue goes after it.
             unsafe {
                 bindings::queue_delayed_work_on(
                     Self::ANY_CPU,
-                    bindings::system_dfl_wq,
+                    this.queue.0.as_ptr(),
                     this.work.get(),
                     msecs_to_jiffies(delay),
                 );
