@@ -136,6 +136,11 @@ long rust_helper_node_spare(int node, phys_addr_t lowest)
 	return spare;
 }
 
+struct pglist_data *rust_helper_node_data_of(int node)
+{
+	return NODE_DATA(node);
+}
+
 unsigned long rust_helper_node_present_pages(int node)
 {
 	return node_present_pages(node);

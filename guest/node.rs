@@ -82,6 +82,18 @@ impl Node {
         pages.saturating_mul(PAGE_SIZE as u64)
     }
 
+    /// Counts so many pages of it as memory that the kernel can reclaim; fewer if negative.
+    pub(crate) fn count_reclaimable(self, pages: i64) {
+        // SAFETY: By the invariant there is such a node.
+        unsafe {
+            bindings::mod_node_page_state(
+                bindings::node_data_of(self.0),
+                bindings::node_stat_item_NR_KERNEL_MISC_RECLAIMABLE,
+                pages as c_long,
+            );
+        }
+    }
+
     /// The end of the node's memory that an allocation with the flags `gfp` can use.
     pub(crate) fn end(self, gfp: bindings::gfp_t) -> u64 {
         // SAFETY: By the invariant there is such a node.

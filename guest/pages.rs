@@ -84,9 +84,7 @@ impl Block {
     /// Shows the block as ballooned, or as ordinary again, in statistics and to crash dumps.
     ///
     /// A dump that read a page in the balloon would make the host back it, so makedumpfile must see
-    /// each of them as offline, as in the balloon of the stock driver. Who wants memory gets it from
-    /// the balloon, so it counts as reclaimable: `MemAvailable` is what programs decide by whether
-    /// memory is short.
+    /// each of them as offline, as in the balloon of the stock driver.
     fn account(&self, ballooned: bool) {
         const COUNT: u32 = 1 << ORDER;
         let change = if ballooned {
@@ -98,18 +96,25 @@ impl Block {
         // and in one node, and they are ours.
         unsafe {
             bindings::set_pages_offline(self.0, COUNT, ballooned);
-            for item in [
+            bindings::mod_node_page_state(
+                bindings::page_pgdat(self.0),
                 bindings::node_stat_item_NR_BALLOON_PAGES,
-                bindings::node_stat_item_NR_KERNEL_MISC_RECLAIMABLE,
-            ] {
-                bindings::mod_node_page_state(bindings::page_pgdat(self.0), item, change);
-            }
+                change,
+            );
         }
-        if ballooned {
-            HELD.fetch_add(GRANULE.bytes(), Relaxed);
-        } else {
-            HELD.fetch_sub(GRANULE.bytes(), Relaxed);
-        }
+    }
+}
+
+/// Counts bytes of a node as reclaimable, or no longer: who wants them gets them from the balloon,
+/// and `MemAvailable` is what programs decide by whether memory is short.
+fn count_reclaimable(node: Node, bytes: u64, ballooned: bool) {
+    let pages = (bytes / PAGE_SIZE as u64) as i64;
+    if ballooned {
+        HELD.fetch_add(bytes, Relaxed);
+        node.count_reclaimable(pages);
+    } else {
+        HELD.fetch_sub(bytes, Relaxed);
+        node.count_reclaimable(-pages);
     }
 }
 
@@ -188,7 +193,7 @@ impl Part {
 /// # Invariants
 ///
 /// The sets are made of whole blocks, each of them forgotten as a [`Block`] and accounted as
-/// ballooned, in the set of its node.
+/// ballooned, in the set of its node. They count as reclaimable but while `take` runs.
 pub(crate) struct Blocks(KVec<Part>);
 
 impl Blocks {
@@ -278,6 +283,8 @@ impl Blocks {
         while paused.may_go_on() && self.take_round(target, lowest, reserve, present) {}
         for part in &mut self.0 {
             part.rejected = KVec::new();
+            // Not before: what is available is asked for in each round.
+            count_reclaimable(part.node, part.set.bytes(), true);
         }
     }
 
@@ -313,6 +320,7 @@ impl Blocks {
         let part = self.0.iter_mut().find(|part| part.set.covers(range));
         let part = part.filter(|_| range.is_aligned(GRANULE)).ok_or(EINVAL)?;
         part.set.remove(range).map_err(|_| ENOMEM)?;
+        count_reclaimable(part.node, range.len(), false);
         // SAFETY: Whole blocks of ours, by the invariant, and no longer in the set.
         unsafe { free(range) };
         Ok(())
@@ -321,9 +329,12 @@ impl Blocks {
 
 impl Drop for Blocks {
     fn drop(&mut self) {
-        for range in self.ranges() {
-            // SAFETY: Whole blocks of ours, by the invariant, and nobody uses the sets any more.
-            unsafe { free(range) };
+        for part in &self.0 {
+            for range in part.set.ranges() {
+                // SAFETY: Whole blocks of ours, by the invariant, and nobody uses the sets any more.
+                unsafe { free(*range) };
+            }
+            count_reclaimable(part.node, part.set.bytes(), false);
         }
     }
 }
