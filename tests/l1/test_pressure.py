@@ -6,8 +6,9 @@ import contextlib
 
 import bed
 import guest
+import host
 from edu import Edu
-from tap import at_least, at_most, equal, group
+from tap import at_least, at_most, equal, eventually, group
 
 TOUCH = "/payload/touch_memory"
 
@@ -16,6 +17,9 @@ PERCENT = 80
 
 # Of a pool, next to another in a guest that is not quite the same.
 ALIKE = 97
+
+# Seconds that the guest may take to get back what nobody maps any more.
+SOON = 60
 
 # Seconds. The host has to clear all of it.
 PATIENCE = 300
@@ -133,3 +137,28 @@ def complete(given):
     at_least("large pages", got, control * ALIKE // 100)
     at_least("urgent requests", bed.driver(vm, "urgent_requests"), 1)
     equal("failures", bed.stat(vm.pid, "failures"), 0)
+
+
+@group("the last device is unplugged from a guest whose balloon is full")
+def unplugged_full():
+    guest.prepare("deferred")
+    with bed.knobs_set(hold=1, premap=0, fallback_timeout_ms=86_400_000), \
+         vm_of(prefix=("sh", "-c", 'exec "$0" -device pcie-root-port,id=socket "$@"'),
+               devices=[f"{host.find_device(host.EDU)},bus=socket,id=assigned"]) as vm:
+        at_least("ballooned_bytes", bed.driver(vm, "ballooned_bytes"), bed.HIGH * 3 // 4)
+        vm.qmp.command("device_del", id="assigned")
+        vm.qmp.wait_event("DEVICE_DELETED", timeout=60)
+        yield vm
+
+
+@unplugged_full.test("I3", "it gets all of its memory back")
+def returned(vm):
+    # The host asks for it; or it can not be told any more, and the device is reset.
+    vm.check("echo 2 >/proc/sys/vm/drop_caches")
+    eventually("the balloon is empty", lambda: bed.meminfo(vm, "Balloon") == 0, SOON)
+    print(f"# state: {bed.driver(vm, 'state')}", flush=True)
+
+
+@unplugged_full.test("I3", "and can use it")
+def used(vm):
+    expect_memory(vm)
