@@ -179,6 +179,12 @@ bool rust_helper_users_but_root(void)
 	return found;
 }
 
+/* A macro that has the profile of allocations name this line. */
+struct page *rust_helper_alloc_block(int node, gfp_t gfp, unsigned int order)
+{
+	return alloc_pages_node(node, gfp, order);
+}
+
 phys_addr_t rust_helper_page_to_phys(struct page *page)
 {
 	return page_to_phys(page);

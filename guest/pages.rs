@@ -64,7 +64,7 @@ impl Block {
     /// Takes a block of `node`. Does not sleep.
     fn new(node: Node) -> Option<Self> {
         // SAFETY: The node has memory; the flags ask for nothing that this context forbids.
-        let page = unsafe { bindings::alloc_pages_node_noprof(node.id(), GFP, ORDER) };
+        let page = unsafe { bindings::alloc_block(node.id(), GFP, ORDER) };
         // INVARIANT: The page allocator aligns blocks to their size. Not then_some(): it would make
         // a block of nothing, and free it.
         (!page.is_null()).then(|| Self(page))
