@@ -59,6 +59,10 @@ impl Info {
             return Ok(None);
         }
         let mut next = get_u32(bytes, 16).unwrap_or(0) as usize;
+        if next == 0 {
+            // There are some, but they did not fit.
+            return Ok(None);
+        }
         // The chain only goes forward; anything else ends it.
         let mut last = 0;
         while next > last {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Unit tests of the logic that both modules share, and of the host's device;
+//! Unit tests of the logic that both modules share, and of parts of the host's module;
 //! `run.sh` builds and runs them.
 
 #[allow(dead_code, reason = "the two modules use different parts")]
 #[path = "../../include/logic/mod.rs"]
 mod logic;
 
+#[allow(dead_code, reason = "the module uses more of it")]
+mod type1;
 mod vdpa;
 use vdpa::bindings;
 
