@@ -72,7 +72,8 @@ pub(crate) struct Task<T: Work> {
 
 // SAFETY: `vhost_task_wake` and `vhost_task_stop` may be called from any thread.
 unsafe impl<T: Work> Send for Task<T> {}
-// SAFETY: As above; `wake` is the only operation on a shared reference.
+// SAFETY: `wake` is the only operation on a shared reference, and `vhost_task_wake` may be
+// called by several threads at once.
 unsafe impl<T: Work> Sync for Task<T> {}
 
 impl<T: Work> Task<T> {
@@ -139,8 +140,9 @@ impl<T: Work> Task<T> {
                 return true;
             }
         }
-        // SAFETY: Only changes the state of the current thread.
+        // SAFETY: Only changes the state of the current thread, which runs.
         unsafe { bindings::set_current_running() };
+        be_fair();
         if shared.work.run() {
             shared.pending.store(true, Relaxed);
         } else {
@@ -153,11 +155,33 @@ impl<T: Work> Task<T> {
     }
 
     extern "C" fn killed(data: *mut c_void) {
-        // SAFETY: As in `run`.
+        // SAFETY: `data` is the `Shared<T>` of `spawn`; `drop` gives back the reference that it
+        // stands for only after `vhost_task_stop`, which waits for this function.
         let shared = unsafe { &*data.cast::<Shared<T>>() };
         shared.work.killed();
     }
 }
+
+/// Makes the current thread one that shares processors with others.
+///
+/// It inherits the scheduling policy of whoever has made it. Providing memory takes minutes: at
+/// a real-time priority, that would starve all others on its processor, and be in vain: what
+/// waits for memory in real time waits for much longer than a share of a processor makes out.
+fn be_fair() {
+    // SAFETY: `current` is valid, and both fields may be read at any time.
+    let (policy, priority) = unsafe {
+        let task = bindings::get_current();
+        ((*task).policy, (*task).static_prio)
+    };
+    if policy == bindings::SCHED_FIFO || policy == bindings::SCHED_RR {
+        // SAFETY: `current` is valid; the value is that of a nice value, with an offset. May be
+        // called from any context in which no scheduler's lock is held.
+        unsafe { bindings::sched_set_normal(bindings::get_current(), priority - NICE_0) };
+    }
+}
+
+/// The static priority of a nice value of 0 (`DEFAULT_PRIO`).
+const NICE_0: i32 = 120;
 
 impl<T: Work> Drop for Task<T> {
     fn drop(&mut self) {
