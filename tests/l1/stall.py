@@ -23,22 +23,25 @@ class Stall:
     """A page, and memory behind it of which the first page is there.
 
     stalls   whether the page is not there
-    start    where it is
+    start    where it is: that of somebody else, if `page` says so
     address  of what is behind it
     """
 
-    def __init__(self, behind=PAGE):
+    def __init__(self, behind=PAGE, page=None):
+        self._own = page is None
         self._size = PAGE + behind
-        self.start = self._start = memory(self._size)
+        self.start = self._start = memory(self._size) if self._own else page
         self.address = self._start + PAGE
         libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = libc.syscall(SYSCALL, os.O_CLOEXEC)
+        # Only of one that does not block it can be told whether there is something to read.
+        self._fd = libc.syscall(SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "userfaultfd")
         fcntl.ioctl(self._fd, API, struct.pack("=QQQ", VERSION, 0, 0))
         fcntl.ioctl(self._fd, REGISTER, struct.pack("=QQQQ", self._start, PAGE, MISSING, 0))
         # Not before: it might come with its neighbours, as a huge page.
-        ctypes.memset(self.address, 0, PAGE)
+        if self._own:
+            ctypes.memset(self.address, 0, PAGE)
         self.stalls = True
 
     def wait(self):
@@ -58,4 +61,5 @@ class Stall:
     def __exit__(self, *_):
         self.go_on()
         os.close(self._fd)
-        unmap_memory(self._start, self._size)
+        if self._own:
+            unmap_memory(self._start, self._size)
