@@ -265,7 +265,10 @@ impl State {
     /// A thread has stopped to help.
     pub(super) fn helped(&mut self, id: ContainerId) {
         if let Some(slot) = self.slot(id) {
-            slot.helpers = slot.helpers.saturating_sub(1);
+            match slot.helpers.checked_sub(1) {
+                Some(helpers) => slot.helpers = helpers,
+                None => kernel::pr_warn_once!("more threads stop to help than have begun\n"),
+            }
         }
     }
 

@@ -36,6 +36,7 @@ pub(crate) mod range;
 pub(crate) mod range_map;
 pub(crate) mod range_set;
 pub(crate) mod state;
+pub(crate) mod sum;
 pub(crate) mod table;
 pub(crate) mod vec;
 pub(crate) mod vring;

@@ -15,6 +15,8 @@
 //! Inflating turns the place `p` of what is not mapped into [`Place::Balloon`], and a reset of the
 //! balloon turns it back into [`Place::Outside`].
 
+use super::sum::less;
+
 /// Which side of the balloon a byte is on, as far as the guest has said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -189,14 +191,33 @@ impl Totals {
 
     /// The bytes in `state`.
     pub(crate) fn of(&self, state: State) -> u64 {
-        let mut copy = *self;
-        *copy.slot(state)
+        match state {
+            State::Unmapped(Place::Outside) => self.deferred,
+            State::Unmapped(Place::Balloon) => self.ballooned,
+            State::Mapping(Place::Outside) => self.mapping_outside,
+            State::Mapping(Place::Balloon) => self.mapping_balloon,
+            State::Mapped => self.mapped,
+            State::Failed(Place::Outside) => self.failed_outside,
+            State::Failed(Place::Balloon) => self.failed_balloon,
+        }
+    }
+
+    /// The bytes that are not mapped.
+    pub(crate) fn unmapped(&self) -> u64 {
+        let sums = [
+            self.deferred,
+            self.ballooned,
+            self.mapping_outside,
+            self.mapping_balloon,
+            self.failed_outside,
+            self.failed_balloon,
+        ];
+        sums.into_iter().fold(0, u64::saturating_add)
     }
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> u64 {
-        let sums = State::ALL.into_iter().map(|state| self.of(state));
-        sums.fold(0, u64::saturating_add)
+        self.unmapped().saturating_add(self.mapped)
     }
 
     /// The status of everything that was summed up.
@@ -228,7 +249,7 @@ impl Totals {
     /// Counts `bytes` fewer in `state`.
     pub(super) fn sub(&mut self, state: State, bytes: u64) {
         let slot = self.slot(state);
-        *slot = slot.saturating_sub(bytes);
+        *slot = less(*slot, bytes);
     }
 
     /// Counts all of `other` out.
