@@ -39,6 +39,13 @@ static NEXT_ID: Atomic<u64> = Atomic::new(0);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ContainerId(u64);
 
+impl ContainerId {
+    /// The number itself; they rise from 0.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// A container of type1 with a name.
 pub(crate) struct Iommu {
     id: ContainerId,

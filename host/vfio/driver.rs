@@ -5,6 +5,13 @@
 //! The core asks drivers in the reverse order of their registration, so this one
 //! comes before type1 and is given every container that type1 would get.
 //!
+//! What the core keeps for a container is not a pointer but a number, which is looked up at
+//! each call: the core does not keep an ioctl from running while, or after, the container's
+//! last group leaves it and [`release`] is called. An ioctl that comes too late finds nothing; one
+//! that is under way has a reference, and this module with it.
+//!
+//! Lock order: `CONTAINERS` is a leaf.
+//!
 //! Source: `drivers/vfio/vfio.h`, `drivers/vfio/container.c`.
 
 use core::ptr::null_mut;
@@ -24,8 +31,7 @@ use kernel::{
     prelude::*,
     sync::{
         global_lock,
-        Arc,
-        ArcBorrow, //
+        Arc, //
     },
 };
 
@@ -44,6 +50,11 @@ use crate::{
 global_lock! {
     // SAFETY: Initialised in `Registration::new`, before the core can call in here.
     unsafe(uninit) static TYPE1: Mutex<Option<Arc<Type1>>> = None;
+}
+
+global_lock! {
+    // SAFETY: Initialised in `Registration::new`, before the core can call in here.
+    unsafe(uninit) static CONTAINERS: Mutex<KVec<Arc<Container>>> = KVec::new();
 }
 
 /// The operations, to which the core keeps a pointer.
@@ -84,8 +95,11 @@ impl Registration {
     ///
     /// Called once, at module initialisation.
     pub(crate) unsafe fn new(type1: Type1) -> Result<Self> {
-        // SAFETY: As this function's.
+        // SAFETY: Called once, by this function's precondition, and before the registration
+        // below nobody else has a use for it.
         unsafe { TYPE1.init() };
+        // SAFETY: As for `TYPE1`, called once and before anybody uses it.
+        unsafe { CONTAINERS.init() };
         *TYPE1.lock() = Some(Arc::new(type1, GFP_KERNEL)?);
         // SAFETY: The operations are static and match their types.
         let registered = to_result(unsafe { bindings::vfio_register_iommu_driver(&OPERATIONS.0) });
@@ -104,6 +118,8 @@ impl Drop for Registration {
         // SAFETY: Registered in `new`.
         unsafe { bindings::vfio_unregister_iommu_driver(&OPERATIONS.0) };
         *TYPE1.lock() = None;
+        // A static is never dropped: what an emptied vector keeps would be lost.
+        *CONTAINERS.lock() = KVec::new();
     }
 }
 
@@ -111,30 +127,44 @@ fn type1() -> Result<Arc<Type1>> {
     TYPE1.lock().clone().ok_or(ENODEV)
 }
 
-/// The container behind the core's pointer.
-///
-/// # Safety
-///
-/// `data` came from [`open`] and was not given to [`release`] yet.
-unsafe fn container<'a>(data: *mut c_void) -> ArcBorrow<'a, Container> {
-    // SAFETY: As this function's.
-    unsafe { ArcBorrow::from_raw(data.cast::<Container>()) }
+/// What the core keeps for a container: its number, never 0 and never one of another container.
+fn data_of(container: &Container) -> *mut c_void {
+    // Numbers rise from 0: they do not get to where errors are encoded.
+    (container.id().number() as usize).wrapping_add(1) as *mut c_void
+}
+
+/// The container that the core means; `EINVAL` if it was released.
+fn container(data: *mut c_void) -> Result<Arc<Container>> {
+    let containers = CONTAINERS.lock();
+    let index = containers.binary_search_by_key(&data, |open| data_of(open));
+    let found = index.ok().and_then(|index| containers.get(index));
+    found.cloned().ok_or(EINVAL)
 }
 
 extern "C" fn open(arg: c_ulong) -> *mut c_void {
     let opened = type1()
         .and_then(|type1| Type1::open(&type1, arg))
-        .and_then(|inner| Container::new(inner, arg == bindings::VFIO_TYPE1v2_IOMMU as c_ulong));
-    match opened {
-        Ok(container) => container.into_raw().cast_mut().cast(),
-        Err(e) => e.to_ptr(),
-    }
+        .and_then(|inner| Container::new(inner, arg == bindings::VFIO_TYPE1v2_IOMMU as c_ulong))
+        .and_then(|container| {
+            let data = data_of(&container);
+            let mut containers = CONTAINERS.lock();
+            containers.push(container, GFP_KERNEL)?;
+            // One that got its number before may come later.
+            containers.sort_unstable_by_key(|open| data_of(open));
+            Ok(data)
+        });
+    opened.unwrap_or_else(|e| e.to_ptr())
 }
 
 extern "C" fn release(data: *mut c_void) {
-    // SAFETY: The core gives back what `open` returned, once.
-    let container = unsafe { Arc::from_raw(data.cast::<Container>()) };
-    container.close();
+    let mut containers = CONTAINERS.lock();
+    let index = containers.binary_search_by_key(&data, |open| data_of(open));
+    let container = index.ok().and_then(|index| containers.remove(index).ok());
+    drop(containers);
+    match container {
+        Some(container) => container.close(),
+        None => kernel::pr_warn_once!("the VFIO core has released a container twice\n"),
+    }
 }
 
 extern "C" fn ioctl(data: *mut c_void, cmd: c_uint, arg: c_ulong) -> c_long {
@@ -145,8 +175,7 @@ extern "C" fn ioctl(data: *mut c_void, cmd: c_uint, arg: c_ulong) -> c_long {
             _ => ENOTTY.to_errno() as c_long,
         };
     }
-    // SAFETY: `data` is an open container.
-    from_result(|| unsafe { container(data) }.ioctl(cmd, arg))
+    from_result(|| container(data)?.as_arc_borrow().ioctl(cmd, arg))
 }
 
 extern "C" fn attach_group(
@@ -155,15 +184,16 @@ extern "C" fn attach_group(
     kind: bindings::vfio_group_type,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: `data` is an open container.
-        let container = unsafe { container(data) };
+        let container = container(data)?;
         // SAFETY: The core holds the group for the duration of the call.
         let gateable = kind == bindings::vfio_group_type_VFIO_IOMMU && unsafe { all_pci(group) };
         container.attach_group(
             gateable,
-            // SAFETY: The core's own call, handed on.
+            // SAFETY: The core holds the group for the duration of the call, with the locks
+            // that it takes for this operation of any driver.
             || unsafe { container.inner().attach_group(group, kind) },
-            // SAFETY: Called once the group is attached.
+            // SAFETY: The core holds the group for the duration of the call; this is called
+            // only when it has been attached.
             || unsafe { container.inner().detach_group(group) },
         )?;
         Ok(0)
@@ -183,15 +213,17 @@ unsafe fn all_pci(group: *mut bindings::iommu_group) -> bool {
             false => ENODEV.to_errno(),
         }
     }
-    // SAFETY: As this function's; `check` uses no data.
+    // SAFETY: `group` is valid by this function's precondition; `check` is given no data and
+    // uses none.
     unsafe { bindings::iommu_group_for_each_dev(group, null_mut(), Some(check)) == 0 }
 }
 
 extern "C" fn detach_group(data: *mut c_void, group: *mut bindings::iommu_group) {
-    // SAFETY: `data` is an open container.
-    let container = unsafe { container(data) };
-    // SAFETY: The core's own call, handed on.
-    container.detach_group(|| unsafe { container.inner().detach_group(group) });
+    if let Ok(container) = container(data) {
+        // SAFETY: The core holds the group for the duration of the call, and detaches what it
+        // has attached.
+        container.detach_group(|| unsafe { container.inner().detach_group(group) });
+    }
 }
 
 extern "C" fn pin_pages(
@@ -203,37 +235,43 @@ extern "C" fn pin_pages(
     pages: *mut *mut bindings::page,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: `data` is an open container.
-        let container = unsafe { container(data) };
+        let container = container(data)?;
         let bytes = u64::try_from(npage)? << kernel::page::PAGE_SHIFT;
         if let Some(range) = Range::clamped(iova, bytes) {
             container.settle(range)?;
         }
-        // SAFETY: The core's own call, handed on.
+        // SAFETY: The core holds the group for the duration of the call, and `pages` has room
+        // for `npage` pointers.
         Ok(unsafe { container.inner().pin_pages(group, iova, npage, prot, pages) })
     })
 }
 
 extern "C" fn unpin_pages(data: *mut c_void, iova: bindings::dma_addr_t, npage: c_int) {
-    // SAFETY: `data` is an open container, and the call is the core's own.
-    unsafe { container(data).inner().unpin_pages(iova, npage) }
+    if let Ok(container) = container(data) {
+        // SAFETY: The device's driver gives back what it has pinned, by the core's contract.
+        unsafe { container.inner().unpin_pages(iova, npage) }
+    }
 }
 
 extern "C" fn register_device(data: *mut c_void, vdev: *mut bindings::vfio_device) {
-    // SAFETY: `data` is an open container.
-    let container = unsafe { container(data) };
-    // SAFETY: The core's own call, handed on; the device is in its first open.
-    unsafe {
-        container.inner().register_device(vdev);
-        gate::install(container.into(), vdev);
+    if let Ok(container) = container(data) {
+        // SAFETY: `vdev` is valid and in its first open: the core calls this with the device
+        // set's lock held, before anybody has a descriptor.
+        unsafe {
+            container.inner().register_device(vdev);
+            gate::install(container, vdev);
+        }
     }
 }
 
 extern "C" fn unregister_device(data: *mut c_void, vdev: *mut bindings::vfio_device) {
-    // SAFETY: `data` is an open container; the device is in its last close.
-    unsafe {
-        gate::remove(vdev);
-        container(data).inner().unregister_device(vdev);
+    // SAFETY: `vdev` is valid and in its last close: the core calls this with the device
+    // set's lock held, when nobody has a descriptor any more.
+    unsafe { gate::remove(vdev) };
+    if let Ok(container) = container(data) {
+        // SAFETY: `vdev` was registered by `register_device`; it is valid, since the core
+        // holds its device set's lock in this call.
+        unsafe { container.inner().unregister_device(vdev) };
     }
 }
 
@@ -245,12 +283,12 @@ extern "C" fn dma_rw(
     write: bool,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: `data` is an open container.
-        let container = unsafe { container(data) };
+        let container = container(data)?;
         if let Some(range) = Range::clamped(iova, count as u64) {
             container.settle(range)?;
         }
-        // SAFETY: The core's own call, handed on.
+        // SAFETY: `buffer` is valid for `count` bytes, by the core's contract with the driver
+        // of the device.
         Ok(unsafe { container.inner().dma_rw(iova, buffer, count, write) })
     })
 }
@@ -262,6 +300,9 @@ extern "C" fn group_iommu_domain(
     if data.is_null() {
         return EINVAL.to_ptr();
     }
-    // SAFETY: `data` is an open container, and the call is the core's own.
-    unsafe { container(data).inner().group_iommu_domain(group) }
+    match container(data) {
+        // SAFETY: The core holds the group for the duration of the call.
+        Ok(container) => unsafe { container.inner().group_iommu_domain(group) },
+        Err(e) => e.to_ptr(),
+    }
 }

@@ -28,12 +28,17 @@ use kernel::{
 
 use crate::{
     admin::knobs::KNOBS,
-    compat::ESTALE,
+    bindings,
+    compat::{
+        ESTALE,
+        THIS, //
+    },
     logic::range::{
         Align,
         Range, //
     },
     type1::iommu::{
+        ContainerId,
         Iommu, //
     },
     type1::uapi::{
@@ -51,6 +56,8 @@ use crate::{
 };
 
 struct Ops {
+    /// The core has let go of it: what still comes is too late.
+    closed: bool,
     /// The VM that it belongs to, from its first map on.
     vm: Option<Arc<Vm>>,
     /// Something of it was mapped before it had a VM: of that no table knows, so nothing
@@ -60,6 +67,25 @@ struct Ops {
     groups: usize,
     /// It has, or has had, a device that the bus-master gate cannot hold back.
     ungated: bool,
+}
+
+/// A reference to this module, given back on drop.
+struct ThisModule;
+
+impl ThisModule {
+    /// Context: a call of the VFIO core for a container, or to make one.
+    fn get() -> Self {
+        // SAFETY: The module is not on its way out: the core has a reference for this call.
+        unsafe { bindings::__module_get(THIS.as_ptr()) };
+        Self
+    }
+}
+
+impl Drop for ThisModule {
+    fn drop(&mut self) {
+        // SAFETY: Taken in `get`.
+        unsafe { bindings::module_put(THIS.as_ptr()) };
+    }
 }
 
 /// One container, from `VFIO_SET_IOMMU` on.
@@ -72,6 +98,8 @@ pub(crate) struct Container {
     ops: Mutex<Ops>,
     #[pin]
     membership: Mutex<Membership>,
+    /// The core gives its own back while an ioctl of the container may still run. Dropped last.
+    _module: ThisModule,
 }
 
 impl Container {
@@ -82,6 +110,7 @@ impl Container {
                 iommu: Iommu::new(inner)?,
                 v2,
                 ops <- new_mutex!(Ops {
+                    closed: false,
                     vm: None,
                     early: false,
                     groups: 0,
@@ -91,9 +120,15 @@ impl Container {
                     vm: None,
                     masters: 0,
                 }),
+                _module: ThisModule::get(),
             }? Error),
             GFP_KERNEL,
         )
+    }
+
+    /// Tells it from all others.
+    pub(crate) fn id(&self) -> ContainerId {
+        self.iommu.id()
     }
 
     /// type1's container.
@@ -107,6 +142,7 @@ impl Container {
     pub(crate) fn close(&self) {
         let vm = {
             let mut ops = self.ops.lock();
+            ops.closed = true;
             self.membership.lock().vm.take();
             ops.vm.take()
         };
@@ -129,6 +165,9 @@ impl Container {
 
     /// The VM of this container, which it joins now if it can.
     fn vm(self: ArcBorrow<'_, Self>, ops: &mut Ops) -> Result<Option<Arc<Vm>>> {
+        if ops.closed {
+            return Err(EINVAL);
+        }
         if ops.vm.is_some() {
             return Ok(ops.vm.clone());
         }
