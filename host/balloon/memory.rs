@@ -24,11 +24,14 @@ use crate::{
 pub(super) struct GuestMemory<'a>(pub(super) &'a Vm);
 
 impl GuestMemory<'_> {
-    fn u16_address(&self, gpa: u64) -> Result<usize, Fault> {
-        match self.0.user_address(gpa, size_of::<u16>()) {
-            Ok((address, len)) if len == size_of::<u16>() => Ok(address),
-            _ => Err(Fault),
-        }
+    /// Calls `f` with the user address of a field at `gpa`.
+    fn u16_at<R>(&self, gpa: u64, f: impl FnOnce(usize) -> Result<R>) -> Result<R, Fault> {
+        let size = size_of::<u16>();
+        let result = self.0.access(gpa, size, |address, len| match len == size {
+            true => f(address),
+            false => Err(EFAULT),
+        });
+        result.map_err(|_| Fault)
     }
 }
 
@@ -42,17 +45,19 @@ impl Memory for GuestMemory<'_> {
     }
 
     fn read_u16(&self, gpa: u64) -> Result<u16, Fault> {
-        let address = self.u16_address(gpa)?;
         let mut value = 0u16;
-        // SAFETY: `value` is valid for writes; the address is checked as user memory's.
-        to_result(unsafe { bindings::get_user_u16(&mut value, address) }).map_err(|_| Fault)?;
+        self.u16_at(gpa, |address| {
+            // SAFETY: `value` is valid for writes; the address is checked as user memory's.
+            to_result(unsafe { bindings::get_user_u16(&mut value, address) })
+        })?;
         Ok(u16::from_le(value))
     }
 
     fn write_u16(&self, gpa: u64, value: u16) -> Result<(), Fault> {
-        let address = self.u16_address(gpa)?;
-        // SAFETY: The address is checked as user memory's.
-        to_result(unsafe { bindings::put_user_u16(value.to_le(), address) }).map_err(|_| Fault)
+        self.u16_at(gpa, |address| {
+            // SAFETY: The address is checked as user memory's.
+            to_result(unsafe { bindings::put_user_u16(value.to_le(), address) })
+        })
     }
 
     // The vCPUs are threads of this machine, whatever the guest thinks it has.

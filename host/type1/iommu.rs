@@ -84,7 +84,19 @@ impl Iommu {
     /// Unmaps all pieces inside `range`. Context: an ioctl of the VMM.
     pub(crate) fn unmap(&self, range: Range) -> Result {
         let page = UserPage::new()?;
-        page.write(&DmaUnmap::bytes(range))?;
+        page.write(&DmaUnmap::bytes(range, 0))?;
+        match self.inner.ioctl(type1::UNMAP_DMA, page.addr()) {
+            0 => Ok(()),
+            ret => Err(Error::from_errno(ret as i32)),
+        }
+    }
+
+    /// Takes their addresses from all pieces inside `range`, each of which has one.
+    ///
+    /// Errors are type1's. Context: an ioctl of the VMM.
+    pub(crate) fn invalidate(&self, range: Range) -> Result {
+        let page = UserPage::new()?;
+        page.write(&DmaUnmap::bytes(range, DmaUnmap::VADDR))?;
         match self.inner.ioctl(type1::UNMAP_DMA, page.addr()) {
             0 => Ok(()),
             ret => Err(Error::from_errno(ret as i32)),

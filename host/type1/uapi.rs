@@ -126,10 +126,11 @@ impl DmaUnmap {
         })
     }
 
-    /// As type1 reads it: all of `range`, without flags.
-    pub(crate) fn bytes(range: Range) -> [u8; Self::SIZE] {
+    /// As type1 reads it: all of `range`.
+    pub(crate) fn bytes(range: Range, flags: u32) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         put(&mut bytes, 0, &(Self::SIZE as u32).to_ne_bytes());
+        put(&mut bytes, 4, &flags.to_ne_bytes());
         put(&mut bytes, 8, &range.start().to_ne_bytes());
         put(&mut bytes, Self::SIZE_OFFSET, &range.len().to_ne_bytes());
         bytes

@@ -204,11 +204,12 @@ impl Vm {
         let mut at = gpa;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (addr, len) = self.user_address(at, rest.len())?;
-            let (part, next) = rest.split_at_mut_checked(len).ok_or(EFAULT)?;
-            user::read(addr, part)?;
+            let len = self.access(at, rest.len(), |addr, len| {
+                user::read(addr, rest.get_mut(..len).ok_or(EFAULT)?)?;
+                Ok(len)
+            })?;
             at = at.checked_add(len as u64).ok_or(EFAULT)?;
-            rest = next;
+            rest = rest.get_mut(len..).unwrap_or_default();
         }
         Ok(())
     }
@@ -218,22 +219,13 @@ impl Vm {
         let mut at = gpa;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (addr, len) = self.user_address(at, rest.len())?;
-            let (part, next) = rest.split_at_checked(len).ok_or(EFAULT)?;
-            user::write(addr, part)?;
+            let len = self.access(at, rest.len(), |addr, len| {
+                user::write(addr, rest.get(..len).ok_or(EFAULT)?)?;
+                Ok(len)
+            })?;
             at = at.checked_add(len as u64).ok_or(EFAULT)?;
-            rest = next;
+            rest = rest.get(len..).unwrap_or_default();
         }
         Ok(())
-    }
-
-    /// Where the first of `len` bytes are, and how many of them are there in a row.
-    pub(crate) fn user_address(&self, gpa: u64, len: usize) -> Result<(usize, usize)> {
-        if !self.is_current() {
-            return Err(EFAULT);
-        }
-        let state = self.state.lock();
-        let (vaddr, len) = state.memory.translate(gpa, len as u64).ok_or(EFAULT)?;
-        Ok((usize::try_from(vaddr)?, usize::try_from(len)?))
     }
 }

@@ -88,6 +88,40 @@ impl State {
     }
 }
 
+/// What threads a VM is to have.
+#[derive(Clone, Copy)]
+pub(super) struct Crew {
+    wanted: u64,
+    /// Those of them that do background work, too.
+    background: u64,
+    /// The nice value of the VMM's thread that made the first.
+    base: i64,
+}
+
+impl Crew {
+    /// By the processors that the caller may run on, and the knob.
+    fn of_the_caller() -> Self {
+        // SAFETY: `current` is valid, and both fields may be read at any time.
+        let (cpus, priority) = unsafe {
+            let task = bindings::get_current();
+            ((*task).nr_cpus_allowed, (*task).static_prio)
+        };
+        let (wanted, background) = match KNOBS.workers() {
+            0 => {
+                let wanted = u64::try_from(cpus).unwrap_or(1).clamp(1, MOST_AUTOMATIC);
+                // While nobody waits, the rest of the processors is for the guest's vCPUs.
+                (wanted, wanted.div_ceil(2))
+            }
+            workers => (workers, workers),
+        };
+        Self {
+            wanted,
+            background,
+            base: i64::from(priority).saturating_sub(NICE_BASE),
+        }
+    }
+}
+
 /// One mapping thread.
 pub(crate) struct Worker {
     vm: Arc<Vm>,
@@ -143,36 +177,26 @@ impl Worker {
 impl Vm {
     /// Sees to it that the VM has mapping threads: as many as the knob says, or else as
     /// the processors that the caller may run on, half of them for background work, too;
-    /// fewer where its limits allow no more.
+    /// fewer where its limits allow no more, until they do.
     ///
-    /// Errors: there is none at all. Context: an ioctl of the VMM, may sleep.
+    /// Errors: `ERESTARTNOINTR` if a signal has kept it from making one: the call is to be made
+    /// again; otherwise there is none at all. Context: an ioctl of the VMM, may sleep.
     pub(super) fn start_workers(self: &Arc<Self>) -> Result {
-        if !self.state.lock().workers.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: `current` is valid, and both fields may be read at any time.
-        let (cpus, priority) = unsafe {
-            let task = bindings::get_current();
-            ((*task).nr_cpus_allowed, (*task).static_prio)
-        };
-        let (wanted, background) = match KNOBS.workers() {
-            0 => {
-                let wanted = u64::try_from(cpus).unwrap_or(1).clamp(1, MOST_AUTOMATIC);
-                // While nobody waits, the rest of the processors is for the guest's vCPUs.
-                (wanted, wanted.div_ceil(2))
-            }
-            workers => (workers, workers),
-        };
-        let base = i64::from(priority).saturating_sub(NICE_BASE);
+        let crew = *self
+            .state
+            .lock()
+            .crew
+            .get_or_insert_with(Crew::of_the_caller);
         let count = || self.state.lock().workers.len() as u64;
         // Another container may come at the same time.
-        while count() < wanted {
-            let least = match count() < background {
+        while count() < crew.wanted {
+            let least = match count() < crew.background {
                 true => Urgency::Background,
                 false => Urgency::Everything,
             };
-            if let Err(e) = self.start_worker(least, base, wanted) {
+            if let Err(e) = self.start_worker(least, crew.base, crew.wanted) {
                 return match count() {
+                    _ if e == ERESTARTNOINTR => Err(e),
                     0 => Err(e),
                     _ => Ok(()),
                 };

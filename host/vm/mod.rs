@@ -46,7 +46,8 @@ use kernel::{
         new_mutex,
         Arc,
         ArcBorrow,
-        Mutex, //
+        Mutex,
+        MutexGuard, //
     },
     task::Pid,
     time::NSEC_PER_SEC, //
@@ -57,10 +58,7 @@ use crate::{
     compat::ESTALE,
     logic::{
         budget::Budget,
-        memory_map::{
-            MemoryMap,
-            UserRange, //
-        },
+        memory_map::MemoryMap,
         range::{
             Align,
             Range, //
@@ -89,8 +87,12 @@ use crate::{
     },
 };
 
-use mapper::Worker;
+use mapper::{
+    Crew,
+    Worker, //
+};
 use masters::Master;
+use ram::Direct;
 use schedule::{
     Demands,
     Provision, //
@@ -111,9 +113,11 @@ struct Slot {
     /// What was deferred.
     table: Table,
     /// What type1 was given at once.
-    direct: RangeMap<UserRange>,
+    direct: RangeMap<Direct>,
     /// No piece crosses a multiple of it.
     max: Align,
+    /// The fewest pieces that the table can be made of.
+    windows: u64,
     /// How many pieces there may be.
     budget: Budget,
     /// Nothing of it may be mapped right now: it is being unmapped, or its groups change.
@@ -127,8 +131,14 @@ struct Slot {
 /// What [`Vm::state`] protects.
 struct State {
     slots: KVec<Slot>,
-    /// All plain RAM of the VMM's maps, for translating what the guest says.
+    /// Where the guest's RAM is, for translating what it says: see [`State::translate`].
     memory: MemoryMap,
+    /// Where threads are in the guest's memory.
+    accesses: KVec<Range>,
+    /// Unmaps that wait for these.
+    leaving: u32,
+    /// What threads there are to be, from the first on.
+    crew: Option<Crew>,
     workers: KVec<Task<Worker>>,
     demands: Demands,
     /// The memory of the pieces that are out.
@@ -155,12 +165,9 @@ struct State {
     dead: bool,
 }
 
-impl Slot {
-    /// Whether a byte of `range` was mapped, by type1 or deferred.
-    fn overlaps(&self, range: Range) -> bool {
-        self.table.overlaps(range) || !self.direct.overlapping(range).is_empty()
-    }
+type StateGuard<'a> = MutexGuard<'a, State>;
 
+impl Slot {
     /// Whether a thread works on a piece of it.
     fn is_busy(&self) -> bool {
         let totals = self.table.totals();
@@ -169,8 +176,7 @@ impl Slot {
 
     /// Bytes of it that are not mapped.
     fn unmapped(&self) -> u64 {
-        let totals = self.table.totals();
-        totals.bytes().saturating_sub(totals.mapped)
+        self.table.totals().unmapped()
     }
 
     /// Bytes of it that are not mapped and in the balloon.
@@ -201,12 +207,6 @@ impl State {
 
     fn slot(&mut self, id: ContainerId) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| slot.iommu.id() == id)
-    }
-
-    /// Forgets where RAM is that no container has any more.
-    fn forget_memory(&mut self) {
-        let Self { slots, memory, .. } = self;
-        memory.retain(|range| slots.iter().any(|slot| slot.overlaps(range)));
     }
 
     /// The largest sum of any container.
@@ -304,6 +304,9 @@ impl Vm {
                 state <- new_mutex!(State {
                     slots: KVec::new(),
                     memory: MemoryMap::new(),
+                    accesses: KVec::new(),
+                    leaving: 0,
+                    crew: None,
                     workers: KVec::new(),
                     demands: Demands::new(),
                     provisions: KVec::new(),
@@ -429,6 +432,7 @@ impl Vm {
             table: Table::new(),
             direct: RangeMap::new(),
             max: Align::at_most(KNOBS.chunk()),
+            windows: 0,
             budget: Budget::NONE,
             paused: false,
             helpers: 0,
@@ -450,7 +454,6 @@ impl Vm {
         {
             let mut state = self.state.lock();
             state.slots.retain(|slot| slot.iommu.id() != id);
-            state.forget_memory();
             state.wake_workers();
             state.nothing_left();
         }

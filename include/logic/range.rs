@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Ranges of guest-physical addresses.
+//! Ranges of addresses: guest-physical ones, IOVAs and user addresses.
 //!
-//! VFIO's IOVA of guest RAM is the guest-physical address, so one type serves both.
+//! One type serves all three.  Which IOVAs are guest-physical addresses has to be known, see
+//! [`super::memory_map`].
 
 /// A power of two, in bytes.
 ///

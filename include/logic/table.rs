@@ -5,7 +5,7 @@
 //! A *block* is one `VFIO_IOMMU_MAP_DMA` call that was deferred; it holds *extents*, the longest
 //! runs of bytes in one [`State`].  Blocks and extents are sorted, so finding one is a binary
 //! search; what an operation costs beyond that is linear in the extents of the blocks that it
-//! touches.
+//! touches.  Adding and removing a block costs no more where there are many ([`super::range_map`]).
 //!
 //! # Memory
 //!
@@ -38,6 +38,7 @@ use super::{
         Totals,
         Want, //
     },
+    sum::less,
     vec::NoMemory,
 };
 
@@ -110,11 +111,12 @@ impl Ranged for Block {
 ///
 /// # Invariants
 ///
-/// `totals` is the sum over all extents.
+/// `totals` is the sum over all extents, `pieces` that over all blocks.
 #[derive(Debug)]
 pub(crate) struct Table {
     blocks: RangeMap<Block>,
     totals: Totals,
+    pieces: u64,
 }
 
 impl Table {
@@ -123,6 +125,7 @@ impl Table {
         Self {
             blocks: RangeMap::new(),
             totals: Totals::NONE,
+            pieces: 0,
         }
     }
 
@@ -143,14 +146,19 @@ impl Table {
     /// Changes nothing if a chunk of one of them is out.
     pub(crate) fn remove(&mut self, range: Range) -> Result<Removed, Busy> {
         let mut sums = Totals::NONE;
-        for (part, state) in self.covered(range).iter().flat_map(|b| b.extents.iter()) {
-            sums.add(state, part.len());
+        let mut pieces: u64 = 0;
+        for block in self.blocks.covered(range) {
+            pieces = pieces.saturating_add(block.pieces);
+            for (part, state) in block.extents.iter() {
+                sums.add(state, part.len());
+            }
         }
         if sums.mapping_outside | sums.mapping_balloon != 0 {
             return Err(Busy);
         }
         self.blocks.remove(range);
         self.totals.remove(&sums);
+        self.pieces = less(self.pieces, pieces);
         Ok(Removed {
             bytes: sums.bytes(),
             mapped: sums.mapped,
@@ -159,7 +167,7 @@ impl Table {
 
     /// Whether a byte of `range` is in the table.
     pub(crate) fn overlaps(&self, range: Range) -> bool {
-        !self.blocks.overlapping(range).is_empty()
+        self.blocks.overlaps(range)
     }
 
     /// Whether an end of `range` falls strictly inside a block: `EINVAL` by the rules of
@@ -169,7 +177,7 @@ impl Table {
     }
 
     /// The blocks that lie wholly inside `range`, in rising order.
-    pub(crate) fn covered(&self, range: Range) -> &[Block] {
+    pub(crate) fn covered(&self, range: Range) -> impl Iterator<Item = &Block> {
         self.blocks.covered(range)
     }
 
@@ -221,11 +229,10 @@ impl Table {
 
     /// Whether [`Table::take`] would find a piece.
     pub(crate) fn has(&self, want: Want, within: Range) -> bool {
-        let blocks = self.blocks.overlapping(within).iter();
+        let blocks = self.blocks.overlapping(within);
         let max = Align::of_shift(63);
-        blocks
-            .map(|block| block.extents.find(want, within, max))
-            .any(|found| found.is_some())
+        let mut found = blocks.map(|block| block.extents.find(want, within, max));
+        found.any(|found| found.is_some())
     }
 
     /// Brings back a chunk that is in the IOMMU now (`ok`), or that could not be mapped.
@@ -236,6 +243,7 @@ impl Table {
         if ok {
             for block in self.blocks.overlapping_mut(chunk.range()) {
                 block.pieces = block.pieces.saturating_add(1);
+                self.pieces = self.pieces.saturating_add(1);
             }
         }
     }
@@ -256,7 +264,7 @@ impl Table {
     ///
     /// For the whole table, [`Totals::status`] of [`Table::totals`] says the same at once.
     pub(crate) fn status(&self, want: Want, range: Range) -> Status {
-        let blocks = self.blocks.overlapping(range).iter();
+        let blocks = self.blocks.overlapping(range);
         let each = blocks.map(|b| b.extents.status(want, range));
         each.max().unwrap_or(Status::Done)
     }
@@ -266,48 +274,54 @@ impl Table {
         self.totals
     }
 
-    /// The mappings that the blocks consist of now; takes time with the number of blocks.
+    /// The mappings that the blocks consist of now.
     pub(crate) fn pieces(&self) -> u64 {
-        let pieces = self.blocks.all().iter().map(|block| block.pieces);
-        pieces.fold(0, u64::saturating_add)
+        self.pieces
     }
 
-    /// The fewest mappings that the blocks can be made of, in pieces that cross no multiple of
-    /// `max`; takes time with the number of blocks.
-    pub(crate) fn windows(&self, max: Align) -> u64 {
-        let blocks = self.blocks.all().iter();
-        let windows = blocks.map(|block| block.range().windows(max));
+    /// The fewest mappings that the blocks can be made of that lie wholly inside `range`, in
+    /// pieces that cross no multiple of `max`; takes time with their number.
+    pub(crate) fn windows(&self, range: Range, max: Align) -> u64 {
+        let windows = self.covered(range).map(|block| block.range().windows(max));
         windows.fold(0, u64::saturating_add)
     }
 
     /// The number of blocks.
     pub(crate) fn block_count(&self) -> usize {
-        self.blocks.all().len()
+        self.blocks.len()
     }
 
     /// The number of extents; takes time with the number of blocks.
     pub(crate) fn extent_count(&self) -> usize {
-        self.blocks.all().iter().map(|b| b.extents.count()).sum()
+        self.blocks.iter().map(|b| b.extents.count()).sum()
     }
 
-    /// The VMM's user address of `iova`, if that is in a block.
-    pub(crate) fn translate(&self, iova: u64) -> Option<u64> {
-        self.blocks.at(iova)?.user.translate(iova)
+    /// The block that has `iova`, and where it is in the VMM.
+    pub(crate) fn at(&self, iova: u64) -> Option<UserRange> {
+        self.blocks.at(iova).map(|block| block.user)
+    }
+
+    /// The block that is all of `range` has another address in the VMM now.
+    pub(crate) fn moved(&mut self, range: Range, vaddr: u64) {
+        let mut blocks = self.blocks.overlapping_mut(range);
+        let block = blocks.find(|block| block.range() == range);
+        if let (Some(block), Some(user)) = (block, UserRange::new(range, vaddr)) {
+            block.user = user;
+        }
     }
 
     /// All extents in rising order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Range, State)> + '_ {
-        self.blocks.all().iter().flat_map(|b| b.extents.iter())
+        self.blocks.iter().flat_map(|b| b.extents.iter())
     }
 
     /// Reserves first and changes then, so that running out of memory changes nothing.
     fn update(&mut self, range: Range, next: fn(State) -> State) -> Result<u64, NoMemory> {
-        let blocks = self.blocks.overlapping_mut(range);
-        for block in blocks.iter_mut() {
+        for block in self.blocks.overlapping_mut(range) {
             block.extents.reserve_cuts()?;
         }
         let mut changed: u64 = 0;
-        for block in blocks {
+        for block in self.blocks.overlapping_mut(range) {
             let bytes = block.extents.update(range, &mut self.totals, next)?;
             changed = changed.saturating_add(bytes);
         }

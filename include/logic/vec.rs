@@ -74,6 +74,21 @@ impl<T> Vector<T> {
         self.0.truncate(left.saturating_sub(count));
     }
 
+    /// Moves the elements from `at` on to the end of `to`.  Changes nothing if there is no room.
+    pub(crate) fn move_tail(&mut self, at: usize, to: &mut Self) -> Result<(), NoMemory> {
+        to.try_reserve(self.0.len().saturating_sub(at))?;
+        let before = to.0.len();
+        while self.0.len() > at {
+            if let Some(value) = self.0.pop() {
+                to.try_push(value)?;
+            }
+        }
+        if let Some(moved) = to.0.get_mut(before..) {
+            moved.reverse();
+        }
+        Ok(())
+    }
+
     /// Takes out the last element.
     pub(crate) fn pop(&mut self) -> Option<T> {
         self.0.pop()
@@ -221,6 +236,17 @@ mod tests {
             v.remove_range(first, end);
             assert_eq!(*v, *left);
         }
+    }
+
+    #[test]
+    fn move_tail() {
+        let (mut v, mut to) = (vector(4), vector(1));
+        v.move_tail(1, &mut to).unwrap();
+        assert_eq!((&*v, &*to), (&[0][..], &[0, 1, 2, 3][..]));
+        v.move_tail(9, &mut to).unwrap();
+        injection::fail_after(0);
+        assert_eq!(v.move_tail(0, &mut to), Err(NoMemory));
+        assert_eq!((v.len(), to.len()), (1, 4));
     }
 
     #[test]

@@ -23,7 +23,11 @@ use logic::memory::{
     Fault,
     Memory, //
 };
-use logic::memory_map::MemoryMap;
+use logic::memory_map::{
+    MemoryMap,
+    UserRange,
+    Verdict, //
+};
 use logic::range::Range;
 use logic::vring::{
     Layout,
@@ -80,10 +84,12 @@ impl Guest<'_> {
     fn plug(&mut self, slot: u64, present: bool) {
         let range = Range::from_len(BASE + slot * SLOT, SLOT).unwrap();
         if present {
-            let added = self.map.insert(range, VMM + (SLOTS - 1 - slot) * SLOT);
-            assert_eq!(added.is_ok(), !self.present[slot as usize]);
+            let user = UserRange::new(range, VMM + (SLOTS - 1 - slot) * SLOT).unwrap();
+            let known = self.map.judge(&user) == Verdict::Known;
+            assert_eq!(known, self.present[slot as usize]);
+            assert_eq!(self.map.add(user), Ok(true));
         } else {
-            self.map.retain(|other| other != range);
+            self.map.forget(range);
         }
         self.present[slot as usize] = present;
     }

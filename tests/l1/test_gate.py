@@ -332,7 +332,7 @@ def two_containers(address):
     other = host.find_device(host.NVME)
     with deferred_container(address) as first, vfio.memory_for(SIZE) as ram, \
          contextlib.closing(vfio.Container(other)) as second:
-        equal("map", second.map(IOVA, SIZE, ram), 0)
+        equal("map", second.map(IOVA + SIZE, SIZE, ram), 0)
         equal("deferred_bytes", bed.stat(os.getpid(), "deferred_bytes"), 2 * SIZE)
         equal("written", second.set_master(True), 2)
         equal("unmapped_bytes", bed.stat(os.getpid(), "unmapped_bytes"), 0)

@@ -210,14 +210,15 @@ def containers(second):
 
 @devices.test("I4", "a device of one container waits for what is missing in the other")
 def gate_of_both(second):
-    ram = vfio.memory(SIZE)
+    ram = vfio.memory(2 * SIZE)
     with open_container() as c, contextlib.closing(vfio.Container(second)) as d:
         equal("map", d.map(IOVA, SIZE, ram), 0)
-        equal("map in the other", c.map(IOVA + SIZE, SIZE, ram), 0)
+        equal("map in the other", c.map(IOVA + SIZE, SIZE, ram + SIZE), 0)
+        equal("deferred_bytes", stat("deferred_bytes"), 2 * SIZE)
         equal("bytes written", c.set_master(True), 2)
         equal("bytes that wait", stat("unmapped_bytes"), 0)
         equal("pages pinned", bed.pages_pinned(), 2 * SIZE // vfio.PAGE)
-    vfio.unmap_memory(ram, SIZE)
+    vfio.unmap_memory(ram, 2 * SIZE)
 
 
 @devices.test("I7", "a group joins and leaves a container with deferred memory")

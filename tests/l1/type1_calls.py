@@ -43,13 +43,23 @@ class Calls:
         self.container = container
         self.state = state
         self.answers = []
-        self.ram = vfio.memory(3 * SIZE)
+        # As of a guest, each byte has one address.
+        self.low, self.high = vfio.memory(4 * SIZE), vfio.memory(12 * SIZE)
+        self.ram = vfio.memory(SIZE)
+
+    def at(self, iova):
+        """Where in this process the page is that the guest has at an address."""
+        for start, size, ram in ((LOW, 4 * SIZE, self.low),
+                                 (HIGH - 2 * SIZE, 12 * SIZE, self.high)):
+            if start <= iova < start + size:
+                return ram + (iova - start) // vfio.PAGE * vfio.PAGE
+        return self.ram
 
     def note(self, what, answer):
         self.answers.append((what, answer))
 
     def map(self, what, iova, size=SIZE, vaddr=None, **options):
-        vaddr = self.ram if vaddr is None else vaddr
+        vaddr = self.at(iova) if vaddr is None else vaddr
         self.note(f"map {what}", vfio.name(self.container.map(iova, size, vaddr, **options)))
 
     def unmap(self, what, iova, size, **options):
@@ -63,10 +73,10 @@ class Calls:
         if self.state == "deferred":
             return
         if self.state == "partly":
-            vfio.protect(self.ram + SIZE // 2, 2 * SIZE, vfio.PROT_NONE)
+            vfio.protect(self.at(HIGH + SIZE // 2), 2 * SIZE, vfio.PROT_NONE)
         self.container.set_master(True)
         self.container.set_master(False)
-        vfio.protect(self.ram, 3 * SIZE, vfio.PROT_READ | vfio.PROT_WRITE)
+        vfio.protect(self.high, 12 * SIZE, vfio.PROT_READ | vfio.PROT_WRITE)
 
     def clear(self):
         self.container.unmap(0, 0, flags=UNMAP_ALL)
@@ -170,7 +180,7 @@ class Calls:
         self.unmap("up to the last byte", HIGH, TOP - HIGH)
         self.unmap("ALL of nothing", 0, 0, flags=UNMAP_ALL)
         self.map("low", LOW)
-        self.map("high", HIGH, vaddr=self.ram + SIZE)
+        self.map("high", HIGH)
         self.settle()
         self.unmap("ALL, low and high", 0, 0, flags=UNMAP_ALL)
         self.note("GET_INFO: mappings left after all", self.container.info()["mappings left"])

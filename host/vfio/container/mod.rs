@@ -7,6 +7,10 @@
 //! row; the mapping threads do not take it. Nor does what the driver of an emulated
 //! device calls ([`Container::settle`]): it may hold a lock that it takes as well when
 //! type1 tells it of an unmap, and then `ops` is held. `membership` is a leaf.
+//!
+//! Whoever waits for `ops` cannot be killed, so nobody holds it while memory is mapped that
+//! was deferred ([`Container::lock_settled`]). A map that type1 makes, and the eager windows of
+//! one that is deferred, are made with it: type1 holds a lock of its own for as long.
 
 mod masters;
 
@@ -22,7 +26,8 @@ use kernel::{
     sync::{
         Arc,
         ArcBorrow,
-        Mutex, //
+        Mutex,
+        MutexGuard, //
     },
 };
 
@@ -33,10 +38,14 @@ use crate::{
         ESTALE,
         THIS, //
     },
-    logic::range::{
-        Align,
-        Range, //
+    logic::{
+        memory_map::UserRange,
+        range::{
+            Align,
+            Range, //
+        },
     },
+    type1::info::Info,
     type1::iommu::{
         ContainerId,
         Iommu, //
@@ -55,11 +64,22 @@ use crate::{
     wrap::user,
 };
 
+/// What type1 takes, as long as its groups stay the same.
+struct Limits {
+    info: Info,
+    /// How many mappings, those included that it has.
+    capacity: u64,
+}
+
 struct Ops {
     /// The core has let go of it: what still comes is too late.
     closed: bool,
+    /// What type1 takes, once somebody had to know.
+    limits: Option<Limits>,
     /// The VM that it belongs to, from its first map on.
     vm: Option<Arc<Vm>>,
+    /// Something of it was deferred, and may not be unmapped yet.
+    deferred: bool,
     /// Something of it was mapped before it had a VM: of that no table knows, so nothing
     /// of it is deferred.
     early: bool,
@@ -111,6 +131,8 @@ impl Container {
                 v2,
                 ops <- new_mutex!(Ops {
                     closed: false,
+                    limits: None,
+                    deferred: false,
                     vm: None,
                     early: false,
                     groups: 0,
@@ -163,17 +185,33 @@ impl Container {
         }
     }
 
-    /// The VM of this container, which it joins now if it can.
-    fn vm(self: ArcBorrow<'_, Self>, ops: &mut Ops) -> Result<Option<Arc<Vm>>> {
+    /// Takes `ops` with all mapped that was deferred.
+    ///
+    /// Waits for that without the lock, killably; the errors are those of [`Vm::settle`].
+    fn lock_settled(&self) -> Result<MutexGuard<'_, Ops>> {
+        loop {
+            if let Some(vm) = self.vm_now() {
+                vm.settle(Range::ALL)?;
+            }
+            let ops = self.ops.lock();
+            // More may have been deferred meanwhile, or it has a VM now.
+            if ops.vm.as_ref().is_none_or(|vm| vm.is_settled()) {
+                return Ok(ops);
+            }
+        }
+    }
+
+    /// Sees to it that it has joined its VM, if it can.
+    fn join_vm(&self, ops: &mut Ops) -> Result {
         if ops.closed {
             return Err(EINVAL);
         }
         if ops.vm.is_some() {
-            return Ok(ops.vm.clone());
+            return Ok(());
         }
         if self.membership.lock().masters > 0 {
             ops.early = true;
-            return Ok(None);
+            return Ok(());
         }
         // Without a balloon, the gate alone has to hold all its devices.
         let found = match KNOBS.gate_policy() && !ops.ungated && ops.groups > 0 {
@@ -182,14 +220,14 @@ impl Container {
         };
         let Some(vm) = found else {
             ops.early = true;
-            return Ok(None);
+            return Ok(());
         };
         match vm.join(self.iommu.as_arc_borrow()) {
             Ok(()) => {}
             // It ended while we looked: a process without a balloon again.
             Err(ESTALE) => {
                 ops.early = true;
-                return Ok(None);
+                return Ok(());
             }
             Err(e) => {
                 vm.drop_if_unused();
@@ -209,10 +247,10 @@ impl Container {
             // A device came to master the bus while we looked.
             vm.leave(self.iommu.id());
             ops.early = true;
-            return Ok(None);
+            return Ok(());
         }
-        ops.vm = Some(vm.clone());
-        Ok(Some(vm))
+        ops.vm = Some(vm);
+        Ok(())
     }
 
     /// `VFIO_IOMMU_MAP_DMA`: deferred if it may be, made by type1 otherwise.
@@ -227,72 +265,106 @@ impl Container {
         let Some(map) = DmaMap::parse(&bytes) else {
             return direct();
         };
-        let mut ops = self.ops.lock();
-        let Some(vm) = self.vm(&mut ops)? else {
+        if map.flags & DmaMap::VADDR != 0 {
+            return self.map_vaddr(&map, arg);
+        }
+        let mut guard = self.ops.lock();
+        let ops = &mut *guard;
+        self.join_vm(ops)?;
+        let Some(vm) = &ops.vm else {
             return direct();
         };
-        if map.flags & DmaMap::VADDR != 0 {
-            // New addresses for old maps: these have to exist.
-            vm.settle(Range::ALL)?;
-            let Some(iova) = Range::from_len(map.iova, map.size) else {
-                return direct();
-            };
-            let ret = match vm.is_block(self.iommu.id(), iova) {
-                true => self.move_pieces(&map, iova)?,
-                false => direct()?,
-            };
-            if ret == 0 {
-                let vaddrs = Range::from_len(map.vaddr, map.size);
-                let plain = vm.is_current() && vaddrs.is_some_and(user::is_plain_ram);
-                vm.moved(iova, plain.then_some(map.vaddr));
-            }
-            return Ok(ret);
-        }
         let (Some(iova), Some(vaddrs)) = (
             Range::from_len(map.iova, map.size),
             Range::from_len(map.vaddr, map.size),
         ) else {
             return direct();
         };
+        let Some(user) = UserRange::new(iova, map.vaddr) else {
+            return direct();
+        };
+        let id = self.iommu.id();
+        let outlook = vm.outlook(id, &user);
         // Whoever else has the container maps memory of his own, which no thread of the VM
-        // can reach, and no guest may name.
-        let plain = vm.is_current() && user::is_plain_ram(vaddrs);
-        if plain && !ops.ungated && !ops.early {
-            if let Some(available) = self.may_defer(&map, iova) {
-                if vm.defer(self.iommu.id(), iova, map.vaddr, available)? {
-                    return self.map_eagerly(&vm, iova);
+        // can reach, and no guest may name. The balloon's device writes: nor may it name ROM.
+        let plain = || vm.is_current() && user::is_plain_ram(vaddrs);
+        let ram = map.flags == DmaMap::READ_WRITE && outlook.may_be_named && plain();
+        let is_memory = ram || outlook.is_ram || plain();
+        if ram && outlook.may_wait && !ops.ungated && !ops.early {
+            if let Some(capacity) = self.may_defer(&mut ops.limits, vm, &map, iova) {
+                if vm.defer(id, user, capacity)? {
+                    ops.deferred = true;
+                    return self.map_eagerly(vm, iova);
                 }
             }
         }
         if map.is_wellformed() {
-            vm.check_overlap(self.iommu.id(), iova)?;
+            if outlook.overlaps {
+                return Err(EEXIST);
+            }
+            // What is no RAM is not charged.
+            if outlook.promised && (ram || plain()) && self.takes(&mut ops.limits, vm, &map, iova) {
+                vm.keeps_promise(iova.len())?;
+            }
         }
         let ret = self.inner().ioctl(type1::MAP_DMA, arg);
-        if !plain {
+        if !is_memory {
             vm.pages_mapped();
         }
         if ret == 0 {
-            // The balloon's device writes: ROM is not for the guest to name.
-            let ram = plain && map.flags == DmaMap::READ_WRITE;
-            vm.record(self.iommu.id(), iova, map.vaddr, ram);
+            vm.record(id, user, ram);
+        }
+        Ok(ret)
+    }
+
+    /// `VFIO_IOMMU_MAP_DMA` of a new address for an old map, which has to exist.
+    fn map_vaddr(&self, map: &DmaMap, arg: c_ulong) -> Result<c_long> {
+        let direct = || Ok(self.inner().ioctl(type1::MAP_DMA, arg));
+        let ops = self.lock_settled()?;
+        let (Some(vm), Some(iova)) = (&ops.vm, Range::from_len(map.iova, map.size)) else {
+            return direct();
+        };
+        let ret = match vm.is_block(self.iommu.id(), iova) {
+            true => self.move_pieces(map, iova)?,
+            false => direct()?,
+        };
+        if ret == 0 {
+            let vaddrs = Range::from_len(map.vaddr, map.size);
+            let plain = vm.is_current() && vaddrs.is_some_and(user::is_plain_ram);
+            vm.moved(self.iommu.id(), iova, plain.then_some(map.vaddr));
         }
         Ok(ret)
     }
 
     /// Gives a new address to each piece of a deferred map that type1 now has.
     ///
+    /// All of them, or none: if type1 refuses one, those before have no address again.
+    fn move_pieces(&self, map: &DmaMap, iova: Range) -> Result<c_long> {
+        let mut at = iova.start();
+        let result = self.move_from(map, iova, &mut at);
+        if !matches!(result, Ok(0)) {
+            if let Some(moved) = Range::new(iova.start(), at) {
+                if let Err(e) = self.iommu.invalidate(moved) {
+                    pr_warn!("a map has a new address in part: {e:?}\n");
+                }
+            }
+        }
+        result
+    }
+
+    /// The same, up to `at`.
+    ///
     /// Where one ends is not recorded: at most [`Self::LONGEST`] after its start, at a
     /// multiple of [`Self::PIECE`]. type1 refuses any other end and changes nothing.
-    fn move_pieces(&self, map: &DmaMap, iova: Range) -> Result<c_long> {
+    fn move_from(&self, map: &DmaMap, iova: Range, at: &mut u64) -> Result<c_long> {
         let page = user::UserPage::new()?;
-        let mut at = iova.start();
-        while at < iova.end() {
-            let mut end = Self::LONGEST.next_boundary(at).min(iova.end());
+        while *at < iova.end() {
+            let mut end = Self::LONGEST.next_boundary(*at).min(iova.end());
             loop {
                 let piece = DmaMap {
-                    vaddr: map.vaddr.wrapping_add(at - iova.start()),
-                    iova: at,
-                    size: end - at,
+                    vaddr: map.vaddr.wrapping_add(*at - iova.start()),
+                    iova: *at,
+                    size: end - *at,
                     ..*map
                 };
                 page.write(&piece.bytes())?;
@@ -301,14 +373,14 @@ impl Container {
                     // The piece ends before: try the next lower end.
                     ret if ret == EINVAL.to_errno() as c_long => {
                         end = Self::PIECE.down(end - 1);
-                        if end <= at {
+                        if end <= *at {
                             return Ok(ret);
                         }
                     }
                     ret => return Ok(ret),
                 }
             }
-            at = end;
+            *at = end;
         }
         Ok(0)
     }
@@ -320,9 +392,8 @@ impl Container {
 
     /// `VFIO_IOMMU_DIRTY_PAGES`: of whole maps, so there have to be some.
     fn dirty_pages(&self, arg: c_ulong) -> Result<c_long> {
-        let ops = self.ops.lock();
+        let ops = self.lock_settled()?;
         if let Some(vm) = &ops.vm {
-            vm.settle(Range::ALL)?;
             let mut bytes = [0; DirtyPages::SIZE];
             let asked = user::read(arg, &mut bytes).ok();
             let asked = asked.and_then(|()| DirtyPages::parse(&bytes)?.range());
@@ -333,22 +404,55 @@ impl Container {
         Ok(self.inner().ioctl(type1::DIRTY_PAGES, arg))
     }
 
-    /// How many mappings type1 has left, if it would make this one and it is not too low.
-    fn may_defer(&self, map: &DmaMap, iova: Range) -> Option<u32> {
+    /// How many mappings type1 takes, if it would make this one and some of it is not too low.
+    fn may_defer(
+        &self,
+        limits: &mut Option<Limits>,
+        vm: &Vm,
+        map: &DmaMap,
+        iova: Range,
+    ) -> Option<u64> {
         if !map.is_wellformed()
             || map.flags != DmaMap::READ_WRITE
-            || iova.start() < KNOBS.threshold()
+            || iova.end() <= KNOBS.threshold()
         {
             return None;
         }
         // Without the page that asking takes, type1 has the last word.
-        let info = self.iommu.info().ok().flatten()?;
-        info.allows(iova, map.vaddr).then_some(info.available)
+        let limits = self.limits(limits, vm).ok().flatten()?;
+        let allowed = limits.info.allows(iova, map.vaddr);
+        allowed.then_some(limits.capacity)
     }
 
-    /// Maps the eager windows of what was just deferred, before its `MAP_DMA` returns.
+    /// Whether type1 would make this map, by what it says of itself and what it has; true
+    /// where it says nothing.
+    fn takes(&self, limits: &mut Option<Limits>, vm: &Vm, map: &DmaMap, iova: Range) -> bool {
+        let id = self.iommu.id();
+        let allows = |limits: &Limits| {
+            limits.info.allows(iova, map.vaddr) && vm.mappings(id) < limits.capacity
+        };
+        let limits = self.limits(limits, vm).ok().flatten();
+        limits.is_none_or(allows) && !vm.is_mapped(id, iova)
+    }
+
+    /// What type1 takes: it is asked once after each change of the groups.
+    fn limits<'a>(&self, limits: &'a mut Option<Limits>, vm: &Vm) -> Result<Option<&'a Limits>> {
+        if limits.is_none() {
+            let mappings = vm.mappings(self.iommu.id());
+            *limits = self.iommu.info()?.map(|info| Limits {
+                capacity: mappings.saturating_add(info.available.into()),
+                info,
+            });
+        }
+        Ok(limits.as_ref())
+    }
+
+    /// Maps the eager windows of what was just deferred, and what of it lies below the
+    /// threshold, before its `MAP_DMA` returns.
     fn map_eagerly(&self, vm: &Vm, iova: Range) -> Result<c_long> {
-        for window in KNOBS.eager().windows(iova) {
+        let low = Range::new(0, KNOBS.threshold()).and_then(|low| low.intersect(iova));
+        let eager = KNOBS.eager();
+        for window in Iterator::chain(low.into_iter(), eager.windows(iova)) {
             if let Err(e) = vm.settle(window) {
                 vm.undo(self.iommu.id(), iova, || self.iommu.unmap(iova));
                 return Err(e);
@@ -360,10 +464,6 @@ impl Container {
     /// `VFIO_IOMMU_UNMAP_DMA`, with the size that user space expects.
     fn unmap(self: ArcBorrow<'_, Self>, arg: c_ulong) -> Result<c_long> {
         let direct = || Ok(self.inner().ioctl(type1::UNMAP_DMA, arg));
-        let ops = self.ops.lock();
-        let Some(vm) = ops.vm.as_ref() else {
-            return direct();
-        };
         let mut bytes = [0; DmaUnmap::SIZE];
         if user::read(arg, &mut bytes).is_err() {
             return direct();
@@ -371,10 +471,15 @@ impl Container {
         let Some(unmap) = DmaUnmap::parse(&bytes) else {
             return direct();
         };
-        if unmap.flags & (DmaUnmap::GET_DIRTY_BITMAP | DmaUnmap::VADDR) != 0 {
+        let mut guard = match unmap.flags & (DmaUnmap::GET_DIRTY_BITMAP | DmaUnmap::VADDR) {
+            0 => self.ops.lock(),
             // Both are about whole maps: there have to be some.
-            vm.settle(Range::ALL)?;
-        }
+            _ => self.lock_settled()?,
+        };
+        let ops = &mut *guard;
+        let Some(vm) = &ops.vm else {
+            return direct();
+        };
         if unmap.flags & DmaUnmap::VADDR != 0 {
             let range = unmap.range();
             return match range.is_some_and(|range| vm.bisects(self.iommu.id(), range)) {
@@ -385,18 +490,30 @@ impl Container {
         let Some(range) = unmap.range() else {
             return direct();
         };
+        let id = self.iommu.id();
         let mut ret = 0;
-        let more = vm.unmap(self.iommu.id(), range, || {
+        let mut inner = || {
             ret = self.inner().ioctl(type1::UNMAP_DMA, arg);
             match ret {
                 0 => Ok(()),
                 _ => Err(EINVAL),
             }
-        });
+        };
+        let more = match ops.deferred {
+            true => vm.unmap(id, range, inner),
+            false => inner().map(|()| {
+                vm.forget(id, range);
+                0
+            }),
+        };
         if ret != 0 {
             return Ok(ret);
         }
-        self.report_unmapped(arg, more?)?;
+        let more = more?;
+        if more != 0 || ops.deferred {
+            ops.deferred = vm.has_blocks(id);
+            self.report_unmapped(arg, more)?;
+        }
         Ok(0)
     }
 
@@ -429,15 +546,21 @@ impl Container {
         attach: impl FnOnce() -> Result,
         detach: impl FnOnce(),
     ) -> Result {
-        let mut ops = self.ops.lock();
-        if let (Some(vm), false) = (&ops.vm, gateable) {
-            vm.settle(Range::ALL)?;
-        }
+        let mut ops = match gateable {
+            true => self.ops.lock(),
+            false => self.lock_settled()?,
+        };
         // What does not fit must not be tried, or it would have failed.
         if let Some(vm) = &ops.vm {
             vm.pause(self.iommu.id());
         }
-        let result = attach().and_then(|()| self.check_deferred(&ops).inspect_err(|_| detach()));
+        ops.limits = None;
+        let result = attach().and_then(|()| {
+            self.check_deferred(&mut ops).inspect_err(|_| {
+                ops.limits = None;
+                detach();
+            })
+        });
         if let Some(vm) = &ops.vm {
             vm.resume(self.iommu.id());
             vm.pages_mapped();
@@ -449,15 +572,17 @@ impl Container {
     }
 
     /// Whether what is deferred fits the groups that are attached now; `EINVAL` if not.
-    fn check_deferred(&self, ops: &Ops) -> Result {
-        let Some(vm) = &ops.vm else {
+    fn check_deferred(&self, ops: &mut Ops) -> Result {
+        let Ops { vm, limits, .. } = ops;
+        let Some(vm) = vm else {
             return Ok(());
         };
-        let Some(info) = self.iommu.info()? else {
+        let Some(limits) = self.limits(limits, vm)? else {
             return Ok(());
         };
         vm.each_block(self.iommu.id(), |iova, vaddr| {
-            info.allows(iova, vaddr).then_some(()).ok_or(EINVAL)
+            let allowed = limits.info.allows(iova, vaddr);
+            allowed.then_some(()).ok_or(EINVAL)
         })
     }
 
@@ -468,7 +593,11 @@ impl Container {
             vm.pause(self.iommu.id());
         }
         detach();
-        ops.groups = ops.groups.saturating_sub(1);
+        ops.limits = None;
+        match ops.groups.checked_sub(1) {
+            Some(groups) => ops.groups = groups,
+            None => kernel::pr_warn_once!("more groups are detached than were attached\n"),
+        }
         if let (Some(vm), true) = (&ops.vm, ops.groups > 0) {
             vm.resume(self.iommu.id());
         }
