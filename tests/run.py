@@ -37,6 +37,7 @@ RESULT = re.compile(r"(not )?ok (\d+)(?: - (.*?))?\s*(# (?:SKIP|TODO).*)?$")
 PROGRAMS = {
     "vdpa_ioctl": [f"tests/host/vdpa_{name}.c" for name in ("ioctl", "hostile", "rig", "stalls")],
     "open_again": ["tests/host/open_again.c"],
+    "map_costs": ["tests/host/map_costs.c"],
     "kexec_into": ["tests/guest/kexec_into.c"],
     "touch_memory": ["tests/guest/touch_memory.c"],
 }

@@ -19,6 +19,7 @@ import select
 import struct
 
 import vfio
+from tap import eventually
 
 SET_FEATURES = 0x4008af00
 SET_VRING_NUM = 0x4008af10
@@ -26,13 +27,14 @@ SET_VRING_ADDR = 0x4028af11
 SET_VRING_BASE = 0x4008af12
 SET_VRING_KICK = 0x4008af20
 SET_VRING_CALL = 0x4008af21
+GET_STATUS = 0x8001af71
 SET_STATUS = 0x4001af72
 GET_CONFIG = 0x8008af73
 SET_VRING_ENABLE = 0x4008af75
 
 # MUST_TELL_HOST, DEFERRED, VERSION_1, ACCESS_PLATFORM.
 FEATURES = 1 << 1 | 1 << 23 | 1 << 32 | 1 << 33
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
 INFLATE_QUEUE, DEFLATE_QUEUE = 0, 1
 INFLATE, COMMIT, DEFLATE = 1, 2, 3
 OK, INVALID, NOMAP = 0, 1, 2
@@ -111,6 +113,21 @@ class Balloon:
         argument = bytearray(struct.pack("=II4x", 0, 4))
         fcntl.ioctl(self.fd, GET_CONFIG, argument)
         return struct.unpack_from("=I", argument, 8)[0] * vfio.PAGE
+
+    def is_broken(self):
+        """Whether the device says that only a reset helps; waits for it to be idle."""
+        os.eventfd_write(self.kicks[0], 1)
+        eventually("the device looks", lambda: self._needs_reset() or self._answered())
+        return self._needs_reset()
+
+    def _needs_reset(self):
+        argument = bytearray(1)
+        fcntl.ioctl(self.fd, GET_STATUS, argument)
+        return bool(argument[0] & NEEDS_RESET)
+
+    def _answered(self):
+        return all(self._read(queue, USED + 2, "=H")[0] == self.sent[queue] & 0xffff
+                   for queue in range(2))
 
     def _write(self, queue, offset, data):
         ctypes.memmove(self.ram + queue * STEP + offset, data, len(data))

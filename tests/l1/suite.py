@@ -18,8 +18,8 @@ import bed
 import tap
 
 # In the order in which they run, in two halves that take about as long.
-HALVES = [["awake", "lost", "touch", "type1", "emulated", "mapper", "memory", "threads", "scope",
-           "hostile"],
+HALVES = [["awake", "lost", "touch", "type1", "costs", "flat", "emulated", "mapper", "memory",
+           "threads", "scope", "hostile"],
           ["gate", "firmware", "edk2", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
            "unplug", "lifecycle", "load"]]
 

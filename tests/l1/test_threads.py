@@ -3,7 +3,9 @@
 mappings they make of RAM, and what they do when memory cannot be mapped (I3)."""
 
 import contextlib
+import errno
 import os
+import resource
 import signal
 import sys
 import threading
@@ -15,8 +17,20 @@ import bed
 import guest
 import host
 import vfio
-from balloon import DEFLATE, DEFLATE_QUEUE, NOMAP, OK, RINGS, RINGS_SIZE, Balloon
+from balloon import (
+    COMMIT,
+    DEFLATE,
+    DEFLATE_QUEUE,
+    INFLATE_QUEUE,
+    NOMAP,
+    OK,
+    RINGS,
+    RINGS_SIZE,
+    USED,
+    Balloon,
+)
 from memory import HUGE, memfd, limited_cgroup, open_container, shared_kib, wait_all
+from stall import Stall
 from tap import at_least, at_most, equal, eventually, group
 from test_type1 import BALLOON, stat
 
@@ -228,9 +242,9 @@ def execed_again(_):
 
 
 @threads.test("I3", "where its limits allow no thread, a process is served as by type1 alone; "
-                    "one thread is enough")
+                    "one thread is enough, until there may be more")
 def process_limit(_):
-    ram = vfio.memory(SIZE)
+    ram, more = vfio.memory(SIZE), vfio.memory(SIZE)
     with limited_cgroup(controller="pids") as cgroup, bed.knobs_set(workers=4):
         procs, root = (path / "cgroup.procs" for path in (cgroup, cgroup.parent))
         procs.write_text(str(os.getpid()))
@@ -243,9 +257,121 @@ def process_limit(_):
                     equal(f"deferred_bytes, limit {limit}", stat("deferred_bytes"), deferred)
                     wait_all()
                     equal("pages pinned", bed.pages_pinned(), SIZE // vfio.PAGE)
+                    if not number:
+                        continue
+                    (cgroup / "pids.max").write_text("max")
+                    equal("map", c.map(IOVA + SIZE, SIZE, more), 0)
+                    equal("threads when there may be more", len(own_threads()), 4)
         finally:
             root.write_text(str(os.getpid()))
     vfio.unmap_memory(ram, SIZE)
+    vfio.unmap_memory(more, SIZE)
+
+
+@threads.test("I1", "a signal that is pending costs neither deferral nor threads")
+def signalled(_):
+    caught = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
+    me = threading.get_ident()
+
+    def poke(stall):
+        stall.wait()
+        signal.pthread_kill(me, signal.SIGUSR1)
+        stall.go_on()
+
+    try:
+        # It is tried whether pages of a file can be pinned.
+        with bed.knobs_set(workers=4), memfd(SIZE) as fd, open_container() as c:
+            ram = vfio.memory(SIZE, fd=fd)
+            with Stall(page=ram) as stall:
+                poker = threading.Thread(target=poke, args=(stall,))
+                poker.start()
+                equal("map", c.map(IOVA, SIZE, ram), 0)
+                poker.join()
+            equal("signals", len(caught), 1)
+            equal("deferred_bytes", stat("deferred_bytes"), SIZE)
+            equal("threads", len(own_threads()), 4)
+            wait_all()
+            vfio.unmap_memory(ram, SIZE)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@threads.test("-", "the threads of a VMM with a real-time priority have none")
+def real_time(_):
+    fifo, normal = os.sched_param(1), os.sched_param(0)
+    with bed.knobs_set(workers=2, nice=5), slow_memory() as ram, open_container() as c:
+        os.sched_setscheduler(0, os.SCHED_FIFO, fifo)
+        try:
+            equal("map", c.map(IOVA, bed.GIB, ram), 0)
+        finally:
+            os.sched_setscheduler(0, os.SCHED_OTHER, normal)
+        wait_begun()
+        equal("scheduling policies", [int(fields[38]) for fields in thread_fields()],
+              2 * [os.SCHED_OTHER])
+        equal("nice values", own_threads(), [5, 5])
+        equal("unmap", c.unmap(IOVA, bed.GIB), (0, bed.GIB))
+
+
+@threads.test("-", "there are none where nothing can be deferred")
+def needless(_):
+    ram = vfio.memory(SIZE)
+    with bed.knobs_set(workers=2), open_container() as c:
+        equal("map below", c.map(bed.GIB, SIZE, ram), 0)
+        equal("VMs", bed.vms(), [os.getpid()])
+        equal("bytes written", c.set_master(True), 2)
+        more = vfio.memory(SIZE)
+        equal("map above", c.map(IOVA, SIZE, more), 0)
+        equal("pages pinned", bed.pages_pinned(), 2 * SIZE // vfio.PAGE)
+        equal("threads", own_threads(), [])
+        vfio.unmap_memory(more, SIZE)
+    vfio.unmap_memory(ram, SIZE)
+
+
+@threads.test("I7", "whoever waits for all to be mapped keeps nobody else waiting")
+def others_go_on(_):
+    with bed.knobs_set(workers=1), slow_memory() as ram, open_container() as c:
+        equal("map", c.map(IOVA, bed.GIB, ram), 0)
+        wait_begun()
+        answers = []
+        start = threading.Thread(target=lambda: answers.append(c.dirty(vfio.DIRTY_START)[0]))
+        start.start()
+        eventually("it waits", lambda: own_threads() == [0], pause=0)
+        equal("unmap of nothing", c.unmap(bed.GIB, HUGE), (0, 0))
+        equal("answers meanwhile", answers, [])
+        start.join()
+        equal("answers", answers, [0])
+        equal("bytes that wait", stat("unmapped_bytes"), 0)
+        equal("dirty pages: STOP", c.dirty(vfio.DIRTY_STOP)[0], 0)
+
+
+@threads.test("I7", "an ioctl that comes while the container's last group leaves it is served or "
+                    "refused, and leaves nothing")
+def late(_):
+    other = vfio.memory(HUGE)
+    for _ in range(4):
+        answers = {}
+        with slow_memory(SIZE) as ram, open_container() as c:
+            def run(name, function, answers=answers):
+                thread = threading.Thread(target=lambda: answers.update({name: function()}))
+                thread.start()
+                return thread
+
+            # Below the threshold type1 makes it, and keeps all others waiting.
+            running = [run("first", lambda c=c, ram=ram: c.map(bed.GIB, SIZE, ram))]
+            wait_begun()
+            os.close(c.device)
+            c.device = None
+            running += [
+                run("leave", lambda c=c: vfio.answer(c.group, vfio.GROUP_UNSET_CONTAINER)),
+                run("late", lambda c=c: c.map(2 * bed.GIB, HUGE, other)),
+                run("later", lambda c=c: c.unmap(0, 0, flags=vfio.UNMAP_ALL)[0])]
+            for thread in running:
+                thread.join()
+        equal("first map, leaving", (answers["first"], answers["leave"]), (0, 0))
+        equal("what the others may say", {answers["late"], answers["later"]} - {0, -errno.EINVAL},
+              set())
+    vfio.unmap_memory(other, HUGE)
 
 
 @threads.test("I7", "a container that was mapped before it could be deferred knows its overlaps")
@@ -270,12 +396,16 @@ def early_maps(_):
 def just_enough(_):
     program = Path(__file__).with_name("two_maps.py")
     size = SIZE
-    with bed.knobs_set(populate=0, workers=1):
-        for limit, second, locked in ((2 * size, "0", 2 * size),
-                                      (2 * size - vfio.PAGE, "ENOMEM", size)):
-            output = host.run(*bed.may_lock(limit), sys.executable, program, size)
-            equal(f"answers, pieces made at the second map, bytes locked, with {limit:#x}",
-                  output.split(), ["0", second, "0", str(locked)])
+    for where, chunk in ((), 1024), (("low",), 2):
+        with bed.knobs_set(populate=0, workers=1, chunk_mib=chunk):
+            for limit, second, locked in ((2 * size, "0", 2 * size),
+                                          (2 * size - vfio.PAGE, "ENOMEM", size)):
+                output = host.run(*bed.may_lock(limit), sys.executable, program, size, *where)
+                first, other, pieces, total = output.split()
+                equal(f"answers, bytes locked, with {limit:#x}, {where}",
+                      (first, other, total), ("0", second, str(locked)))
+                # It is one that is being made, or most of them are left.
+                at_most("pieces made at the second map", int(pieces), 1024 // chunk // 8)
 
 
 @group("a balloon by hand")
@@ -349,6 +479,53 @@ def moved_rings(_):
         vfio.unmap_memory(old, RINGS_SIZE)
         equal("reply to DEFLATE", balloon.deflate((IOVA, HUGE)), (OK, 1))
     vfio.unmap_memory(ram, SIZE)
+
+
+@own_guest.test("I6", "an unmap comes back when nobody is in that memory any more")
+def in_flight(_):
+    ram = vfio.memory(SIZE)
+    remove = 9
+    with ballooned(SIZE, ram) as (c, balloon):
+        # Once more for the first time.
+        used = balloon.ram + USED
+        vfio.advise(used, vfio.PAGE, remove)
+        answers = []
+        unmap = threading.Thread(target=lambda: answers.append(c.unmap(RINGS, RINGS_SIZE)))
+        with Stall(page=used) as stall:
+            balloon.send(INFLATE_QUEUE, COMMIT)
+            stall.wait()
+            unmap.start()
+            # Without the guarantee it comes back at once.
+            unmap.join(2)
+            equal("answers meanwhile", answers, [])
+            stall.go_on()
+            unmap.join()
+        equal("answers", answers, [(0, RINGS_SIZE)])
+        equal("queues are broken", balloon.is_broken(), True)
+    vfio.unmap_memory(ram, SIZE)
+
+
+@own_guest.test("I7", "a new address that is refused for a part of a map is refused for all of it")
+def refused_address(_):
+    size = SIZE // 4
+    ram = vfio.memory(size)
+    with bed.knobs_set(chunk_mib=2), contextlib.closing(
+            vfio.Container(host.find_device(host.EDU), BALLOON)) as c:
+        equal("map", c.map(IOVA, size, ram), 0)
+        c.set_master(True)
+        at_least("pieces", stat("inner_mappings"), 4)
+        equal("unmap", c.unmap(IOVA, size, flags=vfio.UNMAP_VADDR), (0, size))
+        pid = os.fork()
+        if not pid:
+            # It may lock the first pieces only.
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, 2 * [size // 2])
+            os.setuid(65534)
+            os._exit(-c.map(IOVA, size, ram, flags=vfio.MAP_VADDR))
+        equal("answer to who may not", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]),
+              errno.ENOMEM)
+        equal("map", c.map(IOVA, size, ram, flags=vfio.MAP_VADDR), 0)
+        equal("unmap", c.unmap(IOVA, size), (0, size))
+    vfio.unmap_memory(ram, size)
 
 
 @own_guest.test("I3", "a range that cannot be mapped stays in the balloon, the guest is told, "

@@ -3,7 +3,9 @@
 """Makes two maps of SIZE bytes, the second while the first is being made by a thread
 of the module, and prints both answers and what is mapped in the end.
 
-    two_maps.py SIZE
+    two_maps.py SIZE [low]
+
+    low  the second lies where a map never waits
 """
 
 import os
@@ -17,6 +19,7 @@ from memory import memfd, open_container, wait_all
 from tap import eventually
 
 IOVA = 8 << 30
+LOW = 1 << 30
 
 
 def locked():
@@ -25,13 +28,14 @@ def locked():
 
 def main():
     size = int(sys.argv[1])
+    second = LOW if sys.argv[2:] == ["low"] else IOVA + size
     with memfd(2 * size) as fd, open_container() as c:
         # Half a map may be done before anybody looks: the first pages are slow.
         ram = vfio.memory(2 * size, fd=fd)
         answers = [c.map(IOVA, size, ram)]
         eventually("some of it is locked", locked, pause=0)
         early = bed.stat(os.getpid(), "inner_mappings")
-        answers.append(c.map(IOVA + size, size, ram + size))
+        answers.append(c.map(second, size, ram + size))
         wait_all()
         print(*map(vfio.name, answers), early, locked() << 10)
 
