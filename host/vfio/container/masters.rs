@@ -93,8 +93,8 @@ impl Container {
 
     /// A device that the gate cannot hold back is opened.
     pub(in crate::vfio) fn open_ungated(&self) -> Result {
-        let mut ops = self.ops.lock();
-        ops.ungated = true;
-        ops.vm.as_ref().map_or(Ok(()), |vm| vm.settle(Range::ALL))
+        self.ops.lock().ungated = true;
+        // Nothing more of it is deferred, so what is missing can be waited for without the lock.
+        self.vm_now().map_or(Ok(()), |vm| vm.settle(Range::ALL))
     }
 }
