@@ -164,13 +164,18 @@ class Channel:
 
 
 class Qmp(Channel, Monitor):
-    """QEMU's monitor. Events stay in self.lines."""
+    """QEMU's monitor. Events stay in self.lines.
+
+    may_stop  the VM is stopped, and goes on, for a test's sake
+    """
+
+    may_stop = False
 
     def _store(self, text, now):
         super()._store(text, now)
-        if any('"event": "STOP"' in line for _, line in self.lines):
-            # Only QEMU itself stops a VM here, when KVM has failed it. Nothing will come
-            # from it any more: better that who waits sees it end.
+        if not self.may_stop and any('"event": "STOP"' in line for _, line in self.lines):
+            # QEMU itself has stopped the VM, since KVM has failed it. Nothing will come from
+            # it any more: better that who waits sees it end.
             self._process.kill()
 
     def _find(self, wanted):

@@ -19,7 +19,7 @@ import tap
 
 # In the order in which they run, in two halves that take about as long.
 HALVES = [["awake", "lost", "touch", "type1", "costs", "flat", "emulated", "mapper", "memory",
-           "threads", "scope", "hostile"],
+           "threads", "scope", "hostile", "manage"],
           ["gate", "firmware", "edk2", "dma", "kexec", "faults", "pressure", "inflate", "suspend",
            "unplug", "lifecycle", "load"]]
 
