@@ -11,13 +11,13 @@ export KDIR KVER MIRROR
 VM := scripts/vm.py
 C_FILES = $(shell find host guest include tests -name '*.[ch]' ! -name '*.mod.c')
 RUST_FILES = $(shell find host guest include tests -name '*.rs' ! -name '*_generated.rs')
-SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot host scripts tests .ci)
+SHELL_FILES = $(shell grep -rlE '^\#!/bin/(ba)?sh|shellcheck shell=' guest/boot host packaging scripts tests .ci)
 # Variables of 'make stress', see tests/l1/stress.py.
 STRESS := SEED CASES CASES_VM KILLS LOADS DELETIONS PAIRS EIGHTS BOOTS
 PYTHON_FILES = $(shell find scripts tests -name '*.py')
 
-.PHONY: all help host guest install-guest uninstall-guest root tree toolchain image versions
-.PHONY: clippy fmt fmt-check
+.PHONY: all help host guest install uninstall install-guest uninstall-guest deb deb-check
+.PHONY: root tree toolchain image versions clippy fmt fmt-check
 .PHONY: lint checkpatch unit fuzz smoke demo shell check stress debug-check clean distclean
 
 all: host guest	## both modules (default)
@@ -33,6 +33,18 @@ host: toolchain	## host/vfio_iommu_deferred.ko
 
 guest: toolchain	## guest/virtio_balloon_deferred.ko
 	@scripts/build.sh guest
+
+install:	## the host's module for its kernel, and what loads it at boot; DESTDIR=
+	@scripts/install.sh
+
+uninstall:	## removes that again
+	@scripts/install.sh --remove
+
+deb: root	## Debian packages of both modules, by DKMS: build/deb
+	@scripts/deb.sh
+
+deb-check: deb tree	## installs them in a clean Debian, where DKMS builds for KVER: ten minutes
+	@tests/packages.sh
 
 install-guest:	## that module into the guest's root file system at DESTDIR=, and its initramfs
 	@scripts/install-guest.sh "$(DESTDIR)"
@@ -75,6 +87,7 @@ unit: root	## tests of the pure logic, without a kernel, and of what runs tests
 	@scripts/in-root.sh tests/unit/run.sh
 	@scripts/in-root.sh tests/unit/test_programs.py
 	@scripts/in-root.sh tests/unit/test_layout.py
+	@scripts/in-root.sh tests/unit/test_build.py
 
 fuzz: root	## coverage-guided fuzzing of the pure logic, SECONDS=60 a target
 	@scripts/in-root.sh tests/fuzz/fuzz.py run $(or $(SECONDS),60)

@@ -11,7 +11,7 @@ PATH=$PATH:/usr/sbin:/sbin
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BUILD=$TOP/build
 # shellcheck disable=SC2034 # Read by the scripts that source this file.
-ROOT=$BUILD/root
+ROOT=${TOOLCHAIN_ROOT:-$BUILD/root}
 STAMPS=$BUILD/stamps
 
 # Where the repository appears inside the toolchain root. Fixed, so that the
@@ -145,7 +145,7 @@ check_tree() {
 		command -v "$tool" >/dev/null ||
 			die "$tool is missing: install it (Debian: rustc, bindgen, dwarves)"
 	done
-	theirs=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\(.*\)"$/\1/p' "$config")
+	theirs=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\?\([^"]*\)"\?$/\1/p' "$config")
 	ours=$("${RUSTC:-rustc}" --version)
 	[ "$ours" = "$theirs" ] ||
 		die "kernel $(release_of "$1") was built with $theirs, this machine has $ours, and the two do not mix: install that version, or set RUSTC="
@@ -163,6 +163,41 @@ tree_with_metadata() {
 	else
 		die "$1 lacks the metadata of the kernel's Rust crates (rust/libkernel.rmeta): on Debian, run scripts/rust-metadata.sh as root; a tree of your own needs 'make prepare'"
 	fi
+}
+
+# The Debian that is installed below build/.
+SUITE=trixie
+
+# The archive that it comes from.
+mirror() {
+	local uri=${MIRROR:-}
+	# shellcheck disable=SC2016 # apt-get expands this.
+	[ -n "$uri" ] || uri=$(apt-get indextargets --format '$(REPO_URI)' \
+		'Created-By: Packages' 'Label: Debian' | head -1)
+	[ -n "$uri" ] || die "apt's configuration names no Debian mirror: run apt-get update, or set MIRROR="
+	echo "$uri"
+}
+
+# Installs it, with the kernels of its backports, in directory $1.
+install_debian() {
+	local uri ns
+	uri=$(mirror)
+	mapfile -t ns < <(namespaces | tr ' ' '\n')
+	unshare "${ns[@]}" mmdebstrap --mode=root --variant=apt --quiet \
+		--include=ca-certificates \
+		--aptopt='APT::Install-Recommends "false"' \
+		--dpkgopt=force-unsafe-io \
+		--dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' \
+		--dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-include=/usr/share/doc/*/copyright' \
+		"$SUITE" "$1" "deb $uri $SUITE main" \
+		"deb $uri $SUITE-backports main" >"$BUILD/root.log" 2>&1 ||
+		die "mmdebstrap failed: see $BUILD/root.log"
+	printf 'Package: linux-*\nPin: release n=%s-backports\nPin-Priority: 600\n' \
+		"$SUITE" >"$1/etc/apt/preferences.d/kernel"
+	apt-config dump | grep -E '^Acquire::https?::Proxy' \
+		>"$1/etc/apt/apt.conf.d/90proxy" || true
 }
 
 # Everything that in-root.sh needs to enter namespaces, as words for unshare.

@@ -15,7 +15,6 @@
 
 . "$(dirname "$0")/lib.sh"
 
-suite=trixie
 tools=(
 	bc bindgen bison busybox-static ca-certificates clang cpio dwarves
 	erofs-utils flake8 flex gcc-14 iproute2 kmod libc6-dev libclang-dev
@@ -50,37 +49,12 @@ check_machine() {
 		die "apt-get install ${missing[*]} failed: see $BUILD/root.log"
 }
 
-mirror() {
-	local uri=${MIRROR:-}
-	# shellcheck disable=SC2016 # apt-get expands this.
-	[ -n "$uri" ] || uri=$(apt-get indextargets --format '$(REPO_URI)' \
-		'Created-By: Packages' 'Label: Debian' | head -1)
-	[ -n "$uri" ] || die "apt's configuration names no Debian mirror: run apt-get update, or set MIRROR="
-	echo "$uri"
-}
-
 bootstrap() {
-	local uri
-	uri=$(mirror)
 	# The remains of an interrupted run belong to ids that only the
 	# namespace can remove.
 	mapfile -t ns < <(namespaces | tr ' ' '\n')
 	unshare "${ns[@]}" rm -rf "$ROOT" "$ROOT.new"
-	unshare "${ns[@]}" mmdebstrap --mode=root --variant=apt --quiet \
-		--include=ca-certificates \
-		--aptopt='APT::Install-Recommends "false"' \
-		--dpkgopt=force-unsafe-io \
-		--dpkgopt='path-exclude=/usr/share/man/*' \
-		--dpkgopt='path-exclude=/usr/share/locale/*' \
-		--dpkgopt='path-exclude=/usr/share/doc/*' \
-		--dpkgopt='path-include=/usr/share/doc/*/copyright' \
-		"$suite" "$ROOT.new" "deb $uri $suite main" \
-		"deb $uri $suite-backports main" >"$BUILD/root.log" 2>&1 ||
-		die "mmdebstrap failed: see $BUILD/root.log"
-	printf 'Package: linux-*\nPin: release n=%s-backports\nPin-Priority: 600\n' \
-		"$suite" >"$ROOT.new/etc/apt/preferences.d/kernel"
-	apt-config dump | grep -E '^Acquire::https?::Proxy' \
-		>"$ROOT.new/etc/apt/apt.conf.d/90proxy" || true
+	install_debian "$ROOT.new"
 	unshare "${ns[@]}" mv "$ROOT.new" "$ROOT"
 }
 
@@ -125,14 +99,14 @@ tools_key=$(key_of "${tools[@]}")
 
 # True if nothing is left to do, which is the case on all runs but the first.
 is_complete() {
-	is_done root "$suite" && is_done tools "$tools_key" || return
+	is_done root "$SUITE" && is_done tools "$tools_key" || return
 	{ [ -n "${KVER:-}" ] || [ -f "$BUILD/kver" ]; } || return
 	is_done "kernel-$(kver)" "$(kver)"
 }
 
 # Each series has one source, which is of one release.
 if [ "${1:-}" = --series ]; then
-	is_done root "$suite" || "$0"
+	is_done root "$SUITE" || "$0"
 	kernels
 	exit
 fi
@@ -143,14 +117,14 @@ steps 4
 
 step "checking this machine"
 check_machine
-is_done root "$suite" || need_disk 12
+is_done root "$SUITE" || need_disk 12
 
-if is_done root "$suite"; then
-	step "Debian $suite in $ROOT: there already"
+if is_done root "$SUITE"; then
+	step "Debian $SUITE in $ROOT: there already"
 else
-	step "Debian $suite into $ROOT (20 s)"
+	step "Debian $SUITE into $ROOT (20 s)"
 	bootstrap
-	mark_done root "$suite"
+	mark_done root "$SUITE"
 fi
 
 if is_done tools "$tools_key"; then
@@ -165,7 +139,7 @@ fi
 if [ -z "${KVER:-}" ] && [ ! -f "$BUILD/kver" ]; then
 	in_root apt-get -qq update
 	KVER=$(kernels | tail -1)
-	[ -n "$KVER" ] || die "$suite-backports has no kernel with headers and source: set KVER="
+	[ -n "$KVER" ] || die "$SUITE-backports has no kernel with headers and source: set KVER="
 	echo "$KVER" >"$BUILD/kver"
 fi
 KVER=$(kver)

@@ -190,6 +190,8 @@ def unit(count, _patterns):
                 [IN_ROOT, "tests/unit/test_programs.py"])
     run_command("unit", count, "another struct vfio_iommu_driver_ops is refused",
                 [IN_ROOT, "tests/unit/test_layout.py"])
+    run_command("unit", count, "a kernel that cannot be built for is named, with the reason",
+                [IN_ROOT, "tests/unit/test_build.py"])
 
 
 def fuzz(count, _patterns):
