@@ -39,7 +39,7 @@ has_module() {
 
 # Whether nothing of the packages is left but what DKMS logged.
 is_gone() {
-	in_try sh -c '! find /usr /etc /lib/modules | grep -E "(vfio|balloon)[-_]deferred"'
+	in_try sh -c '! find /usr /etc /lib/modules /var/cache | grep -E "(vfio|balloon)(_iommu)?[-_]deferred"'
 }
 
 apt_get() {
