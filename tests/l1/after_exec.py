@@ -12,6 +12,7 @@ import os
 import sys
 
 import bed
+import host
 import vfio
 from tap import equal
 from test_threads import IOVA, SIZE
@@ -22,6 +23,7 @@ class Inherited(vfio.Container):
 
     def __init__(self, *descriptors):  # pylint: disable=super-init-not-called
         self.fd, self.group, self.device = descriptors
+        self.address = host.find_device(host.EDU)
         self.balloon, self.others = None, []
 
 
