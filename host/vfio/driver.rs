@@ -148,9 +148,12 @@ extern "C" fn open(arg: c_ulong) -> *mut c_void {
         .and_then(|container| {
             let data = data_of(&container);
             let mut containers = CONTAINERS.lock();
-            containers.push(container, GFP_KERNEL)?;
             // One that got its number before may come later.
-            containers.sort_unstable_by_key(|open| data_of(open));
+            let index = containers.partition_point(|open| data_of(open) < data);
+            containers.push(container, GFP_KERNEL)?;
+            if let Some(tail) = containers.get_mut(index..) {
+                tail.rotate_right(1);
+            }
             Ok(data)
         });
     opened.unwrap_or_else(|e| e.to_ptr())
