@@ -8,7 +8,7 @@ use super::{
         Memory, //
     },
     range::Range,
-    vring::RingError,
+    ring_error::RingError,
 };
 
 /// The most descriptors of a chain.

@@ -35,6 +35,7 @@ pub(crate) mod protocol;
 pub(crate) mod range;
 pub(crate) mod range_map;
 pub(crate) mod range_set;
+pub(crate) mod ring_error;
 pub(crate) mod state;
 pub(crate) mod sum;
 pub(crate) mod table;

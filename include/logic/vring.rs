@@ -23,6 +23,8 @@ use super::{
     },
 };
 
+pub(crate) use super::ring_error::RingError;
+
 /// The largest queue that is offered.  QEMU's vhost-vDPA asks for 1024 whatever it is told.
 pub(crate) const MAX_SIZE: u16 = 1024;
 
@@ -39,31 +41,6 @@ const AVAIL_ENTRY_LEN: u64 = 2;
 const USED_ENTRY_LEN: u64 = 8;
 /// The field for `VIRTIO_F_EVENT_IDX` at the end of both rings is there even if it is not used.
 const EVENT_LEN: u64 = 2;
-
-/// What a driver did that no driver may: the device needs a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RingError {
-    /// A part of the ring is not in RAM.
-    Fault,
-    /// The available index went back, or promises more chains than there are descriptors.
-    AvailIndex,
-    /// An index of a descriptor is not below the queue size.
-    DescIndex,
-    /// An indirect descriptor, which was not offered.
-    Indirect,
-    /// A descriptor of no bytes, or one that passes the end of the address space.
-    Segment,
-    /// A device-readable descriptor behind a device-writable one.
-    ReadableAfterWritable,
-    /// More than [`super::chain::MAX_SEGMENTS`] descriptors, or a loop.
-    TooLong,
-}
-
-impl From<Fault> for RingError {
-    fn from(_: Fault) -> Self {
-        Self::Fault
-    }
-}
 
 /// Where a queue is in guest memory, checked.
 ///

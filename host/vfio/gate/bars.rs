@@ -1,45 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Mappings of a device's BARs: faults of them, and taking their pages away again.
+//! Pages of a device's BARs in page tables: taking them away, and ones in their place.
 //!
-//! A VMM maps the BARs and gives them to its VM, whose accesses fault pages in. The gate has a
-//! copy of vfio-pci's `vm_operations_struct` whose fault handlers wait while the device has asked
-//! to master the bus. Pages that are there already are zapped when it asks.
+//! Lock order: [`GatedDevice`]'s `barrier`, which is held for all of this → the locks of page
+//! tables.
 //!
-//! type1 brings pages of BARs into the VMM's page tables as well, for DMA between devices, before
-//! anybody uses them. It is the only one whose faults are *remote*; they are let through, and
-//! zapped again after the `MAP_DMA`.
-//!
-//! A handler waits without the mmap lock, or whoever wants it for writing would stop the mapping
-//! threads. So it gives up the lock and has the fault tried again (`VM_FAULT_RETRY`); a fault for
-//! which that is not allowed gets `VM_FAULT_SIGBUS`. If the device has stopped to decode its BARs
-//! by the second try, vfio-pci would end the VMM (`VM_FAULT_SIGBUS`); the access is given a page
-//! of ones instead, which is what a device reads as that does not decode, until the next write of
-//! `PCI_COMMAND`.
-//!
-//! Lock order: the mmap lock → [`GatedDevice`]'s `barrier` → vfio-pci's `memory_lock`.
-//!
-//! Source: `drivers/vfio/pci/vfio_pci_core.c`, `mm/memory.c`, `virt/kvm/kvm_main.c`
-//! (`hva_to_pfn_remapped()`).
+//! Source: `drivers/vfio/pci/vfio_pci_core.c`, `mm/memory.c`.
 //!
 //! [`GatedDevice`]: super::device::GatedDevice
 
-use core::ptr::{
-    addr_of_mut,
-    NonNull, //
-};
+use core::ptr::NonNull;
 
 use kernel::{
-    ffi::c_uint,
     page::{
         Page,
         PAGE_SIZE, //
     },
-    prelude::*,
-    sync::{
-        global_lock,
-        Arc, //
-    }, //
+    prelude::*, //
 };
 
 use crate::{
@@ -50,45 +27,10 @@ use crate::{
     },
 };
 
-use super::device::GatedDevice;
+use super::regions::REGION_SHIFT;
 
 /// The operations of vfio-pci's mappings, as a module and built in.
 const SYMBOLS: [&CStr; 2] = [c"vfio_pci_core:vfio_pci_mmap_ops", c"vfio_pci_mmap_ops"];
-
-/// A driver's operations of mappings with the gate's handlers, and the originals.
-///
-/// They are shared by all mappings and live until this module goes.
-#[repr(C)]
-struct GatedVmOps {
-    // First: a pointer to the operations is a pointer to the whole.
-    ops: bindings::vm_operations_struct,
-    original: *const bindings::vm_operations_struct,
-}
-
-struct Made(KVec<KBox<GatedVmOps>>);
-
-// SAFETY: The pointers are to constant operations.
-unsafe impl Send for Made {}
-
-global_lock! {
-    // SAFETY: Initialised in `init`, before any device can be mapped through us.
-    unsafe(uninit) static MADE: Mutex<Made> = Made(KVec::new());
-}
-
-/// Makes the gate's operations of mappings usable.
-///
-/// # Safety
-///
-/// Called once, at module initialisation.
-pub(super) unsafe fn init() {
-    // SAFETY: Called once, by this function's own requirement.
-    unsafe { MADE.init() };
-}
-
-/// Frees them. No device is open, so that no mapping of one is left.
-pub(super) fn exit() {
-    MADE.lock().0 = KVec::new();
-}
 
 /// The page tables' entries of a device's BARs.
 pub(super) struct Bars {
@@ -131,36 +73,13 @@ impl Bars {
         self.vdev = None;
     }
 
-    /// Wraps the operations of a mapping that the driver has just made, so that its faults wait at
-    /// the gate. False if they are not vfio-pci's own: then the gate does not see that the BAR is
-    /// used.
-    ///
-    /// # Safety
-    ///
-    /// `vma` is being mapped: nobody else can use it yet.
-    pub(super) unsafe fn wrap(&self, vma: *mut bindings::vm_area_struct) -> bool {
-        // SAFETY: `vma` is valid by this function's requirement.
-        let original = unsafe { (*vma).vm_ops };
-        if original.is_null() || original != self.vm_ops {
-            return false;
-        }
-        // SAFETY: They are vfio-pci's operations, which are constant, and there while it has a
-        // device.
-        let Ok(ops) = (unsafe { gated(original) }) else {
-            return false;
-        };
-        // SAFETY: `vma` is valid, and nobody else can use it yet.
-        unsafe { addr_of_mut!((*vma).vm_ops).write(ops) };
-        true
-    }
-
     /// Takes all pages of all BARs out of all page tables: the next access faults.
     pub(super) fn zap(&self) {
         let Some(vdev) = self.vdev else {
             return;
         };
-        let start = u64::from(bindings::VFIO_PCI_BAR0_REGION_INDEX) << super::ops::REGION_SHIFT;
-        let end = u64::from(bindings::VFIO_PCI_ROM_REGION_INDEX) << super::ops::REGION_SHIFT;
+        let start = u64::from(bindings::VFIO_PCI_BAR0_REGION_INDEX) << REGION_SHIFT;
+        let end = u64::from(bindings::VFIO_PCI_ROM_REGION_INDEX) << REGION_SHIFT;
         // SAFETY: The device is open, and so has its inode; any range may be zapped. Pages of
         // devices belong to no page cache, and private ones there are none: mappings are shared.
         unsafe {
@@ -174,105 +93,21 @@ impl Bars {
         }
     }
 
+    /// The operations of vfio-pci's mappings; null if they were not found.
+    pub(super) fn vm_ops(&self) -> *const bindings::vm_operations_struct {
+        self.vm_ops
+    }
+
+    /// Answers a fault with the page of ones.
+    pub(super) fn show_ones(&mut self, fault: &Fault) -> bindings::vm_fault_t {
+        self.ones_shown = true;
+        fault.insert(&self.ones)
+    }
+
     /// As [`Bars::zap`], if the page of ones is in page tables.
     pub(super) fn zap_ones(&mut self) {
         if core::mem::take(&mut self.ones_shown) {
             self.zap();
         }
     }
-}
-
-/// The gated copy of `original`, made if there is none. Errors: `ENOMEM`, `EINVAL`.
-///
-/// # Safety
-///
-/// `original` points to operations of mappings.
-unsafe fn gated(
-    original: *const bindings::vm_operations_struct,
-) -> Result<*const bindings::vm_operations_struct> {
-    // SAFETY: Valid by this function's requirement; the structure is plain data.
-    let mut ops = unsafe { original.read() };
-    ops.fault.ok_or(EINVAL)?;
-    ops.fault = Some(fault);
-    if ops.huge_fault.is_some() {
-        ops.huge_fault = Some(huge_fault);
-    }
-    let mut made = MADE.lock();
-    // vfio-pci may have been unloaded, and loaded again at the same address.
-    let known = made.0.iter().find(|known| {
-        core::ptr::eq(known.original, original)
-            && super::ops::bytes_of(&known.ops) == super::ops::bytes_of(&ops)
-    });
-    if let Some(known) = known {
-        return Ok(&known.ops);
-    }
-    let gated = KBox::new(GatedVmOps { ops, original }, GFP_KERNEL)?;
-    let pointer: *const bindings::vm_operations_struct = &gated.ops;
-    made.0.push(gated, GFP_KERNEL)?;
-    Ok(pointer)
-}
-
-extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-    // SAFETY: The kernel calls this for a fault of a mapping with a `GatedVmOps`.
-    unsafe { gated_fault(vmf, 0) }
-}
-
-extern "C" fn huge_fault(vmf: *mut bindings::vm_fault, order: c_uint) -> bindings::vm_fault_t {
-    // SAFETY: The kernel calls this for a fault of a mapping with a `GatedVmOps`.
-    unsafe { gated_fault(vmf, order) }
-}
-
-/// A fault for 2^`order` pages of a BAR.
-///
-/// # Safety
-///
-/// `vmf` is a fault that is being handled, of a mapping whose operations are a [`GatedVmOps`].
-unsafe fn gated_fault(vmf: *mut bindings::vm_fault, order: c_uint) -> bindings::vm_fault_t {
-    let Some(valid) = NonNull::new(vmf) else {
-        return Fault::SIGBUS;
-    };
-    // SAFETY: `vmf` is valid and its locks are held, by this function's requirement.
-    let fault = unsafe { Fault::new(valid) };
-    // SAFETY: The mapping's operations are a `GatedVmOps`, by this function's requirement.
-    let original = unsafe { &*(*fault.vm_ops().cast::<GatedVmOps>()).original };
-    let handle = || match (order, original.fault, original.huge_fault) {
-        // SAFETY: The kernel's own call, handed on.
-        (0, Some(handler), _) => unsafe { handler(vmf) },
-        // SAFETY: The kernel's own call, handed on.
-        (1.., _, Some(handler)) => unsafe { handler(vmf, order) },
-        _ => Fault::FALLBACK,
-    };
-    let Some(device) = super::device_of_mapping(fault.mapping()) else {
-        // It is being closed: nobody but the caller is left who could use it.
-        return handle();
-    };
-    let entered = device.insert_page(fault.is_remote(), |bars| {
-        let result = handle();
-        if result & Fault::SIGBUS == 0 || !fault.was_tried() {
-            return result;
-        }
-        if order > 0 {
-            return Fault::FALLBACK;
-        }
-        bars.ones_shown = true;
-        fault.insert(&bars.ones)
-    });
-    match entered {
-        Some(result) => result,
-        None => wait(fault, device),
-    }
-}
-
-/// Waits until the device may be used, and has the fault tried again.
-fn wait(fault: Fault, device: Arc<GatedDevice>) -> bindings::vm_fault_t {
-    let released = match fault.release() {
-        Ok(file) => file,
-        Err(answer) => return answer,
-    };
-    // After a fatal signal whoever tries again sees that.
-    let _ = device.touch();
-    // The file of the mapping, which keeps the device open and this module here, goes last.
-    drop(device);
-    drop(released);
-    Fault::RETRY
 }

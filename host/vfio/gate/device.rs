@@ -62,7 +62,7 @@ use crate::{
 
 use super::{
     bars::Bars,
-    ops::Bytes,
+    bytes::Bytes,
     register::Register, //
 };
 

@@ -12,18 +12,25 @@
 //! | file | what |
 //! | --- | --- |
 //! | `ops.rs` | the operations that replace a driver's |
-//! | `bars.rs` | faults of mapped BARs |
+//! | `faults.rs` | faults of mapped BARs |
 //! | `device.rs` | one device: what its register means, who waits |
+//! | `bars.rs` | the pages of its BARs in page tables |
 //! | `register.rs` | the register itself |
+//! | `bytes.rs` | a copy of what is written to it |
+//! | `regions.rs`, `tables.rs` | where things are in a device's file; tables of functions |
 //!
 //! Lock order: `GATES` is a leaf; it is not held while the gate waits.
 //!
 //! Source: `include/linux/vfio.h`, `drivers/vfio/vfio_main.c`.
 
 mod bars;
+mod bytes;
 mod device;
+mod faults;
 mod ops;
+mod regions;
 mod register;
+mod tables;
 
 use core::ptr::{
     addr_of_mut,
@@ -52,6 +59,7 @@ use crate::{
 use bars::Bars;
 use device::GatedDevice;
 use register::Register;
+use tables::bytes_of;
 
 /// A driver's operations with the gate's functions, and the originals.
 ///
@@ -113,7 +121,7 @@ impl Registration {
         // SAFETY: Both are called once, by this function's own requirement.
         unsafe {
             GATES.init();
-            bars::init();
+            faults::init();
         }
         Self(())
     }
@@ -122,7 +130,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Devices hold a reference to this module, so there are none.
-        bars::exit();
+        faults::exit();
         // A static is never dropped, so what emptied vectors keep goes here, too.
         let drivers = {
             let mut gates = GATES.lock();
@@ -285,8 +293,7 @@ impl Gates {
         ops::replace(&mut ops)?;
         // A module may be gone and another have its address: compare all of it.
         let known = self.drivers.iter().find(|known| {
-            core::ptr::eq(known.original, original)
-                && ops::bytes_of(&known.ops) == ops::bytes_of(&ops)
+            core::ptr::eq(known.original, original) && bytes_of(&known.ops) == bytes_of(&ops)
         });
         if let Some(known) = known {
             return Ok(&known.ops);

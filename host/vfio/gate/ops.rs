@@ -29,36 +29,25 @@ use kernel::{
 
 use crate::{
     bindings,
-    wrap::user::{
-        self,
-        UserPage, //
-    },
+    wrap::user, //
 };
 
 use super::{
+    bytes::Bytes,
     device::GatedDevice,
     device_of,
+    faults,
+    regions::{
+        command_byte,
+        config_offset,
+        BARS,
+        BAR_SIZE, //
+    },
     GatedOps, //
 };
 
-/// `VFIO_PCI_OFFSET_SHIFT`: a file offset is a region's index and an offset in it.
-pub(super) const REGION_SHIFT: u32 = 40;
-/// Where the bus-master bit is in config space: the low byte of `PCI_COMMAND`.
-const COMMAND: u64 = bindings::PCI_COMMAND as u64;
-/// Its file offset.
-pub(super) const COMMAND_OFFSET: loff_t =
-    ((bindings::VFIO_PCI_CONFIG_REGION_INDEX as loff_t) << REGION_SHIFT) | COMMAND as loff_t;
-/// BARs 0 to 5 in config space.
-const BARS: core::ops::Range<u64> =
-    bindings::PCI_BASE_ADDRESS_0 as u64..bindings::PCI_BASE_ADDRESS_5 as u64 + BAR_SIZE;
-/// Bytes in a BAR's register.
-const BAR_SIZE: u64 = 4;
-
 /// `VFIO_DEVICE_IOEVENTFD`, which bindgen cannot evaluate.
 const IOEVENTFD: c_uint = kernel::ioctl::_IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + 16);
-
-// The logic restates the header.
-const _: () = assert!(crate::logic::command::MASTER as u32 == bindings::PCI_COMMAND_MASTER);
 
 /// Puts the gate's functions into a copy of a driver's operations. Errors: `ENODEV` without what
 /// every driver of PCI devices has.
@@ -81,24 +70,6 @@ pub(super) fn replace(ops: &mut bindings::vfio_device_ops) -> Result {
     Ok(())
 }
 
-/// The bytes of operations, to compare them.
-pub(super) fn bytes_of<T: Operations>(ops: &T) -> &[u8] {
-    // SAFETY: The structure consists of pointers only, so that all its bytes are initialised.
-    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(ops).cast(), size_of::<T>()) }
-}
-
-/// A structure of pointers to functions.
-///
-/// # Safety
-///
-/// It has no padding.
-pub(super) unsafe trait Operations {}
-
-// SAFETY: All its fields are pointers.
-unsafe impl Operations for bindings::vfio_device_ops {}
-// SAFETY: All its fields are pointers.
-unsafe impl Operations for bindings::vm_operations_struct {}
-
 /// The driver's own operations of an open device.
 ///
 /// # Safety
@@ -107,53 +78,6 @@ unsafe impl Operations for bindings::vm_operations_struct {}
 unsafe fn original<'a>(vdev: *mut bindings::vfio_device) -> &'a bindings::vfio_device_ops {
     // SAFETY: By this function's requirement; the driver's operations outlive its devices.
     unsafe { &*(*(*vdev).ops.cast::<GatedOps>()).original }
-}
-
-/// Where an access of `count` bytes at a file offset is in config space, if it is there.
-fn config_offset(offset: u64) -> Option<u64> {
-    let config = u64::from(bindings::VFIO_PCI_CONFIG_REGION_INDEX);
-    (offset >> REGION_SHIFT == config).then_some(offset & ((1 << REGION_SHIFT) - 1))
-}
-
-/// Which byte of an access of `count` bytes at `offset` of config space is the low one of
-/// `PCI_COMMAND`, if any.
-fn command_byte(offset: u64, count: usize) -> Option<usize> {
-    let index = usize::try_from(COMMAND.checked_sub(offset)?).ok()?;
-    (index < count).then_some(index)
-}
-
-/// What a VMM writes over `PCI_COMMAND`: a copy, so that it stays what it was looked at.
-pub(super) struct Bytes {
-    page: UserPage,
-    len: usize,
-    /// Which of them is the low byte of the register.
-    command: usize,
-}
-
-impl Bytes {
-    /// Copies `len` bytes from the user address `from`; more than there are in a page, and in any
-    /// config space, are left out. Errors: `EFAULT`, and those of [`UserPage::new`].
-    fn copy(from: usize, len: usize, command: usize) -> Result<Self> {
-        let len = len.min(PAGE_SIZE);
-        let page = UserPage::new()?;
-        let mut bytes = KVec::from_elem(0u8, len, GFP_KERNEL)?;
-        user::read(from, &mut bytes)?;
-        page.write(&bytes)?;
-        Ok(Self { page, len, command })
-    }
-
-    /// What is written to the low byte of the register.
-    pub(super) fn command(&self) -> Result<u8> {
-        let mut byte = [0];
-        user::read(self.page.addr() + self.command, &mut byte)?;
-        let [byte] = byte;
-        Ok(byte)
-    }
-
-    /// Has another value written there.
-    pub(super) fn set_command(&mut self, byte: u8) -> Result {
-        user::write(self.page.addr() + self.command, &[byte])
-    }
 }
 
 /// `vfio_device_ops::read` of a gated device.
@@ -231,7 +155,8 @@ extern "C" fn write(
         return Bytes::copy(buffer as usize, count, command)
             .and_then(|mut bytes| {
                 device.write_command(&mut bytes, |bytes| {
-                    forward(bytes.page.addr() as *const c_char, bytes.len)
+                    let (address, len) = bytes.place();
+                    forward(address as *const c_char, len)
                 })
             })
             .and_then(|written| match count > PAGE_SIZE && written > 0 {
@@ -348,7 +273,7 @@ extern "C" fn mmap(vdev: *mut bindings::vfio_device, vma: *mut bindings::vm_area
     let result = unsafe { original(vdev, vma) };
     if let (0, Some(device)) = (result, device_of(vdev)) {
         // SAFETY: The core calls this as `vma` is being mapped.
-        let wrapped = device.insert_page(true, |bars| unsafe { bars.wrap(vma) });
+        let wrapped = device.insert_page(true, |bars| unsafe { faults::wrap(bars, vma) });
         if wrapped != Some(true) {
             device.untrap();
         }

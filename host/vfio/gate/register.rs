@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-use super::ops::COMMAND_OFFSET;
+use super::regions::COMMAND_OFFSET;
 
 /// How often a change is tried that does not stay: `pci_intx()` changes another bit of the
 /// register at any moment, by reading and writing all of it.
