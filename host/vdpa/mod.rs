@@ -13,6 +13,7 @@
 //! | `callback.rs` | an interrupt: safe wrapper of `struct vdpa_callback` |
 //! | `front.rs` | registers and interrupts behind their locks: what back ends use |
 //! | `device.rs` | safe wrapper of `struct vdpa_device` |
+//! | `parent.rs` | what such a device is made of |
 //! | `ops.rs` | `struct vdpa_config_ops`, which calls all of the above |
 //! | `mgmt.rs` | `vdpa dev add … mgmtdev vfio_iommu_deferred` |
 //!
@@ -39,6 +40,7 @@ mod device;
 mod front;
 mod mgmt;
 mod ops;
+mod parent;
 mod registers;
 pub(crate) mod spec;
 

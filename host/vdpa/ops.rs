@@ -25,7 +25,7 @@ use kernel::{
 
 use super::{
     callback::Callback,
-    device::{
+    parent::{
         Inner,
         Parent, //
     },

@@ -327,9 +327,9 @@ def ovmf_driver(address):
 NEWCOMER = """
 import sys, bed, stall, test_firmware, vfio
 # Not all of it is mapped in the background before the device is used.
-with stall.Stall() as memory:
+with stall.Stall(test_firmware.SIZE - vfio.PAGE) as memory:
     container = vfio.Container(sys.argv[1])
-    assert container.map(test_firmware.IOVA, 2 * vfio.PAGE, memory.start) == 0
+    assert container.map(test_firmware.IOVA, test_firmware.SIZE, memory.start) == 0
     test_firmware.replay(container, test_firmware.OVMF)
     print(test_firmware.own("firmware_passes"), test_firmware.own("masters"))
     memory.go_on()
