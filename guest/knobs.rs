@@ -1,35 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What an administrator can set, for all balloons: module parameters, and files in
-//! `/sys/kernel/virtio_balloon_deferred`, which also has what is counted for all.
+//! What an administrator can set, for all balloons: module parameters, and files, see
+//! [`crate::sysfs`].
 
 use crate::{
     kobject::{
         parse_u64,
-        Attribute,
-        Directory,
-        Parent,
         Writer, //
     },
-    logic::protocol::GRANULE,
-    order, //
+    logic::protocol::GRANULE, //
 };
 use core::ops::RangeInclusive;
 use kernel::{
     fmt::Write,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     },
     time::Msecs,
 };
 
 /// A number that may be read and set at any time.
-struct Number {
+pub(crate) struct Number {
     value: Atomic<u64>,
     range: RangeInclusive<u64>,
 }
@@ -47,11 +40,13 @@ impl Number {
         Ok(())
     }
 
-    fn show(&self, writer: &mut Writer<'_>) -> Result {
+    /// Writes the value and its newline.
+    pub(crate) fn show(&self, writer: &mut Writer<'_>) -> Result {
         Ok(writeln!(writer, "{}", self.get())?)
     }
 
-    fn store(&self, text: &str) -> Result {
+    /// Takes what was written to its file; `EINVAL` if it is out of range.
+    pub(crate) fn store(&self, text: &str) -> Result {
         self.set(parse_u64(text, self.range.clone())?)
     }
 }
@@ -63,22 +58,26 @@ const MAX: u64 = 1 << 20;
 const MAX_WAIT_MS: Msecs = 600_000;
 
 // All are set from the module's parameters before anything reads them.
-static RESERVE: Number = Number {
+/// See [`reserve`], in mebibytes.
+pub(crate) static RESERVE: Number = Number {
     value: Atomic::new(0),
     range: 0..=MAX,
 };
 
-static STEP: Number = Number {
+/// See [`step`], in mebibytes.
+pub(crate) static STEP: Number = Number {
     value: Atomic::new(0),
     range: 2..=MAX,
 };
 
-static SKIP_ZEROING: Number = Number {
+/// See [`skip_zeroing`].
+pub(crate) static SKIP_ZEROING: Number = Number {
     value: Atomic::new(0),
     range: 0..=1,
 };
 
-static BIND_WAIT: Number = Number {
+/// See [`bind_wait`], in milliseconds.
+pub(crate) static BIND_WAIT: Number = Number {
     value: Atomic::new(0),
     range: 0..=MAX_WAIT_MS as u64,
 };
@@ -110,39 +109,4 @@ pub(crate) fn set(reserve: u64, step: u64, skip_zeroing: u64, bind_wait: u64) ->
     STEP.set(step)?;
     SKIP_ZEROING.set(skip_zeroing)?;
     BIND_WAIT.set(bind_wait)
-}
-
-static FILES: [Attribute<()>; 6] = [
-    Attribute::rw(
-        c"reserve_mib",
-        |(), writer| RESERVE.show(writer),
-        |(), text| RESERVE.store(text),
-    ),
-    Attribute::rw(
-        c"step_mib",
-        |(), writer| STEP.show(writer),
-        |(), text| STEP.store(text),
-    ),
-    Attribute::rw(
-        c"skip_zeroing",
-        |(), writer| SKIP_ZEROING.show(writer),
-        |(), text| SKIP_ZEROING.store(text),
-    ),
-    Attribute::rw(
-        c"bind_wait_ms",
-        |(), writer| BIND_WAIT.show(writer),
-        |(), text| BIND_WAIT.store(text),
-    ),
-    Attribute::ro(c"bind_waits", |(), writer| {
-        Ok(writeln!(writer, "{}", order::waits())?)
-    }),
-    Attribute::ro(c"bind_timeouts", |(), writer| {
-        Ok(writeln!(writer, "{}", order::timeouts())?)
-    }),
-];
-
-/// Creates the directory.
-pub(crate) fn directory() -> Result<Directory<()>> {
-    let object = Arc::new((), GFP_KERNEL)?;
-    Directory::new(Parent::kernel()?, crate::NAME, object, &FILES)
 }

@@ -36,6 +36,7 @@ mod pages;
 mod pm;
 mod shrinker;
 mod stats;
+mod sysfs;
 mod virtio;
 #[path = "../include/wrap/work.rs"]
 mod work;
@@ -87,7 +88,7 @@ impl kernel::Module for Module {
         )?;
         // SAFETY: This is the module's initialisation, and nothing has used it yet.
         unsafe { zeroing::init() };
-        let knobs = knobs::directory()?;
+        let knobs = sysfs::directory()?;
         // From before the notifier until all devices that are there have been probed.
         let coming = order::Coming::new();
         let notifier = KBox::try_pin_init(order::Notifier::new(), GFP_KERNEL)?;
