@@ -9,7 +9,7 @@
 //! 2. map what a commit or a deflation asks for, which may take long,
 //! 3. enter an inflation into the tables, answer, and interrupt the driver.
 //!
-//! Steps 1 and 3 hold [`Worker::io`], under which they first make sure that no
+//! Steps 1 and 3 hold [`BalloonThread::io`], under which they first make sure that no
 //! reset has come between. A reset makes the outdated known and then takes the
 //! lock once: after that nothing of an old message reaches a ring, which may be
 //! other memory by then, or the tables. Step 2 gives up when its message is
@@ -17,7 +17,7 @@
 //! what nobody wants any more. A chain that is not answered because the device was
 //! suspended is taken again after `resume`: all messages may be repeated.
 //!
-//! Lock order: `Balloon::bound`; `Worker::request` -> `Worker::io` ->
+//! Lock order: `Balloon::bound`; `BalloonThread::request` -> `BalloonThread::io` ->
 //! `Vm::state`, the mmap lock (page faults), the locks of [`Front`].
 //! `Balloon::task` is irq-safe and a leaf; it is taken under eventfds' locks.
 
@@ -144,14 +144,14 @@ pub(crate) struct Balloon {
     front: Arc<Front>,
     /// While a process has the device. The worker goes before its VM.
     #[pin]
-    bound: Mutex<Option<(Arc<Worker>, BoundVm)>>,
+    bound: Mutex<Option<(Arc<BalloonThread>, BoundVm)>>,
     /// The worker's thread; there whenever `bound` is, except in between.
     #[pin]
-    task: SpinLockIrq<Option<Task<Worker>>>,
+    task: SpinLockIrq<Option<Task<BalloonThread>>>,
 }
 
 impl Balloon {
-    fn worker(&self) -> Option<Arc<Worker>> {
+    fn worker(&self) -> Option<Arc<BalloonThread>> {
         self.bound.lock().as_ref().map(|(worker, _)| worker.clone())
     }
 }
@@ -171,7 +171,7 @@ impl Backend for Balloon {
     fn bind(&self) -> Result {
         let target = KBox::new(self.front.session(), GFP_KERNEL)?;
         let vm = BoundVm(Vm::bind(target)?);
-        let worker = Worker::new(self.front.clone(), vm.0.clone())?;
+        let worker = BalloonThread::new(self.front.clone(), vm.0.clone())?;
         let task = Task::spawn(worker.clone(), c"vfio-balloon")?;
         *self.bound.lock() = Some((worker, vm));
         *self.task.lock() = Some(task);
@@ -225,7 +225,7 @@ impl Backend for Balloon {
 
 /// What the thread works on.
 #[pin_data]
-struct Worker {
+struct BalloonThread {
     front: Arc<Front>,
     vm: Arc<Vm>,
     /// The request at hand; the thread's own.
@@ -236,7 +236,7 @@ struct Worker {
     io: Mutex<()>,
 }
 
-impl Worker {
+impl BalloonThread {
     fn new(front: Arc<Front>, vm: Arc<Vm>) -> Result<Arc<Self>> {
         let request = KVec::from_elem(0, protocol::MAX_REQUEST_LEN, GFP_KERNEL)?;
         Arc::pin_init(
@@ -365,7 +365,7 @@ fn reply(status: Status, done: usize) -> Reply {
     }
 }
 
-impl Work for Worker {
+impl Work for BalloonThread {
     fn run(&self) -> bool {
         let buf = &mut *self.request.lock();
         // A guest that wants memory back goes first.

@@ -15,7 +15,7 @@ use kernel::{
 };
 
 use super::{
-    ops::Ops,
+    ops::ConfigOps,
     parent::{
         Inner,
         Parent, //
@@ -35,9 +35,9 @@ const BUS_DRIVER: &CStr = c"vhost_vdpa";
 /// # Invariants
 ///
 /// The pointer owns a reference to a device that `new` made.
-pub(super) struct Device<B: Backend>(NonNull<Parent<B>>);
+pub(super) struct VdpaDevice<B: Backend>(NonNull<Parent<B>>);
 
-impl<B: Backend> Device<B> {
+impl<B: Backend> VdpaDevice<B> {
     /// Makes the device `name` of the management device `mgmt`. May sleep.
     ///
     /// # Safety
@@ -51,7 +51,7 @@ impl<B: Backend> Device<B> {
         let raw = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
                 (*mgmt).device,
-                Ops::<B>::table(),
+                ConfigOps::<B>::table(),
                 core::ptr::null(),
                 1,
                 1,
@@ -96,7 +96,7 @@ impl<B: Backend> Device<B> {
     }
 }
 
-impl<B: Backend> Drop for Device<B> {
+impl<B: Backend> Drop for VdpaDevice<B> {
     fn drop(&mut self) {
         // SAFETY: Gives back the reference of the type invariant.
         unsafe { bindings::put_device(&raw mut (*self.0.as_ptr()).vdpa.dev) };

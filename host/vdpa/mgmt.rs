@@ -25,7 +25,7 @@ use kernel::{
 };
 
 use super::{
-    device::Device,
+    device::VdpaDevice,
     spec::{
         DEVICE_ID,
         FEATURES,
@@ -146,7 +146,7 @@ impl<B: Backend> Mgmt<B> {
             let name = unsafe { CStr::from_char_ptr(name) };
             // SAFETY: `mgmt` is registered, and unregistering it calls `dev_del`
             // for all of its devices.
-            unsafe { Device::<B>::new(name, mgmt) }?.register()?;
+            unsafe { VdpaDevice::<B>::new(name, mgmt) }?.register()?;
             Ok(0)
         })
     }

@@ -37,14 +37,14 @@ use crate::bindings::{
     vdpa_device, //
 };
 
-/// The operations of a [`Device<B>`](super::device::Device).
-pub(super) struct Ops<B>(PhantomData<B>);
+/// The operations of a [`VdpaDevice<B>`](super::device::VdpaDevice).
+pub(super) struct ConfigOps<B>(PhantomData<B>);
 
 /// Runs `f` on what belongs to `vdpa`; the default if there is nothing.
 ///
 /// # Safety
 ///
-/// `vdpa` must be a registered `Device<B>`, valid for the duration of the call.
+/// `vdpa` must be a registered `VdpaDevice<B>`, valid for the duration of the call.
 unsafe fn with<B: Backend, R: Default>(
     vdpa: *const vdpa_device,
     f: impl FnOnce(&Inner<B>) -> R,
@@ -74,9 +74,9 @@ unsafe fn without_cf_lock<R>(vdpa: *mut vdpa_device, f: impl FnOnce() -> R) -> R
 }
 
 // All functions below are called by the vDPA core and its bus drivers with a
-// device whose `config` is our table: a registered `Device<B>`, which lives until
+// device whose `config` is our table: a registered `VdpaDevice<B>`, which lives until
 // they are done. "Our device" below stands for that.
-impl<B: Backend> Ops<B> {
+impl<B: Backend> ConfigOps<B> {
     const TABLE: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
         set_vq_address: Some(Self::set_vq_address),
         set_vq_num: Some(Self::set_vq_num),

@@ -100,14 +100,14 @@ impl<B> Parent<B> {
     ///
     /// # Safety
     ///
-    /// `vdpa` must be a registered device of [`Device<B>`], and stay so for `'a`.
+    /// `vdpa` must be a registered device of [`VdpaDevice<B>`](super::device::VdpaDevice), and stay so for `'a`.
     pub(super) unsafe fn inner<'a>(vdpa: *const bindings::vdpa_device) -> Option<&'a Inner<B>> {
         // SAFETY: By the safety requirement `vdpa` is the first field of a
-        // `Parent<B>`; `inner` does not change after `Device::new`.
+        // `Parent<B>`; `inner` does not change after `VdpaDevice::new`.
         unsafe { (*vdpa.cast::<Self>()).inner.as_deref() }
     }
 
-    /// Drops what `Device::new` put into the allocation.
+    /// Drops what `VdpaDevice::new` put into the allocation.
     ///
     /// # Safety
     ///

@@ -13,7 +13,7 @@ use crate::{
     logic::{
         range::Range,
         state::{
-            Status,
+            Progress,
             Want, //
         },
         vec::NoMemory, //
@@ -22,13 +22,13 @@ use crate::{
 };
 
 use super::{
-    State,
     Vm, //
+    VmState,
 };
 
 const GRANULE: u64 = crate::bindings::VIRTIO_BALLOON_DEFERRED_GRANULE as u64;
 
-impl State {
+impl VmState {
     /// How large the balloon should be while it is emptied, in bytes.
     ///
     /// The guest deflates from the bottom, and the threads may map out of order: so
@@ -50,7 +50,7 @@ impl State {
         let Some(balloon) = &self.balloon else {
             return;
         };
-        if self.status(Want::All, Range::ALL) == Status::Done {
+        if self.status(Want::All, Range::ALL) == Progress::Done {
             balloon.set_target(0);
         }
     }
@@ -117,7 +117,7 @@ impl Vm {
     ///
     /// `EINTR` if that is not `wanted` any more; see [`Vm::look_again`].
     pub(crate) fn deflate(&self, range: Range, urgent: bool, wanted: impl Fn() -> bool) -> Result {
-        let hit = self.state.lock().status(Want::All, range) == Status::Done;
+        let hit = self.state.lock().status(Want::All, range) == Progress::Done;
         if hit {
             self.stats.hits.add(1);
         } else {
@@ -154,7 +154,7 @@ impl Vm {
             for slot in state.slots.iter_mut() {
                 slot.table.reset();
             }
-            if state.status(Want::Outside, Range::ALL) != Status::Done {
+            if state.status(Want::Outside, Range::ALL) != Progress::Done {
                 state.arm_deadline();
             }
             state.masters()

@@ -26,7 +26,7 @@ use crate::{
     logic::{
         range::Range,
         state::{
-            Status,
+            Progress,
             Want, //
         },
         table::Chunk,
@@ -52,8 +52,8 @@ use super::{
         Provision,
         Urgency, //
     },
-    State,
     Vm, //
+    VmState,
 };
 
 /// The most threads of a VM that does not say otherwise: memory is no faster for more.
@@ -67,7 +67,7 @@ const NICE_MOST: i64 = 19;
 /// now may not be later, and each failure is a line in the log.
 const REST_MS: i64 = 1_000;
 
-impl State {
+impl VmState {
     /// Arms the time limit after which everything is mapped in the background.
     pub(super) fn arm_deadline(&mut self) {
         let ms = i64::try_from(KNOBS.fallback_timeout_ms()).unwrap_or(i64::MAX);
@@ -123,7 +123,7 @@ impl Crew {
 }
 
 /// One mapping thread.
-pub(crate) struct Worker {
+pub(crate) struct MapperThread {
     vm: Arc<Vm>,
     /// The least urgent work that it does.
     least: Urgency,
@@ -135,7 +135,7 @@ pub(crate) struct Worker {
     looked: Atomic<i64>,
 }
 
-impl Work for Worker {
+impl Work for MapperThread {
     fn run(&self) -> bool {
         self.looked.store(now(), Relaxed);
         let Some(job) = self.vm.next_job(self.least) else {
@@ -160,7 +160,7 @@ impl Work for Worker {
     }
 }
 
-impl Worker {
+impl MapperThread {
     fn be_nice(&self, nice: u64) {
         if self.nice.load(Relaxed) != nice {
             self.nice.store(nice, Relaxed);
@@ -207,7 +207,7 @@ impl Vm {
 
     fn start_worker(self: &Arc<Self>, least: Urgency, base: i64, wanted: u64) -> Result {
         let worker = Arc::new(
-            Worker {
+            MapperThread {
                 vm: self.clone(),
                 least,
                 base,
@@ -239,7 +239,7 @@ impl Vm {
         if state.deadline.is_some_and(|at| at <= now()) {
             state.deadline = None;
             state.premap = true;
-            if state.status(Want::All, Range::ALL) == Status::Done {
+            if state.status(Want::All, Range::ALL) == Progress::Done {
                 state.ready = true;
             } else {
                 state.wake_workers();
@@ -360,7 +360,7 @@ impl Vm {
                 }
             }
         }
-        if state.status(Want::All, Range::ALL) == Status::Done {
+        if state.status(Want::All, Range::ALL) == Progress::Done {
             // Before a commit or the time limit, there may be more RAM to come.
             state.ready |= state.deadline.is_none() && !state.gate_only;
             self.stats.complete();
@@ -384,7 +384,7 @@ impl Vm {
         &self,
         want: Want,
         range: Range,
-        done: impl FnOnce(&mut State) -> R,
+        done: impl FnOnce(&mut VmState) -> R,
     ) -> Result<R> {
         self.wait_mapped_while(|| true, want, range, done)
     }
@@ -397,14 +397,14 @@ impl Vm {
         wanted: impl Fn() -> bool,
         want: Want,
         range: Range,
-        done: impl FnOnce(&mut State) -> R,
+        done: impl FnOnce(&mut VmState) -> R,
     ) -> Result<R> {
         let (id, shortages) = {
             let mut state = self.state.lock();
             for slot in state.slots.iter_mut() {
                 slot.table.retry(range).map_err(|NoMemory| ENOMEM)?;
             }
-            if state.status(want, range) == Status::Done {
+            if state.status(want, range) == Progress::Done {
                 return Ok(done(&mut state));
             }
             if state.dead {
@@ -418,12 +418,12 @@ impl Vm {
         let result = self
             .changed
             .wait(&self.state, |state| match state.status(want, range) {
-                Status::Done => Some(done.take().map(|done| done(state)).ok_or(EINTR)),
+                Progress::Done => Some(done.take().map(|done| done(state)).ok_or(EINTR)),
                 _ if state.dead => Some(Err(ESRCH)),
                 _ if !wanted() => Some(Err(EINTR)),
-                Status::Failed => Some(Err(ENOMEM)),
-                Status::Pending if state.demands.shortages != shortages => Some(Err(ENOMEM)),
-                Status::Pending => None,
+                Progress::Failed => Some(Err(ENOMEM)),
+                Progress::Pending if state.demands.shortages != shortages => Some(Err(ENOMEM)),
+                Progress::Pending => None,
             });
         let mut state = self.state.lock();
         state.demands.remove(id);

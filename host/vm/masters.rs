@@ -31,7 +31,7 @@ use crate::{
         },
         range::Range,
         state::{
-            Status,
+            Progress,
             Want, //
         },
         vec::NoMemory, //
@@ -41,8 +41,8 @@ use crate::{
 
 use super::{
     now,
-    State,
     Vm, //
+    VmState,
 };
 
 /// Where firmware's DMA goes: below 4 GiB.
@@ -112,7 +112,7 @@ enum Stage {
         need: Need,
         /// The guest has used the device since, and waits.
         touched: bool,
-        /// Of [`State::demands`].
+        /// Of [`VmState::demands`].
         demand: Option<u64>,
         /// What was missing could not be mapped.
         refused: bool,
@@ -147,7 +147,7 @@ impl News {
     }
 }
 
-impl State {
+impl VmState {
     fn master(&mut self, id: MasterId) -> Option<&mut Master> {
         self.devices.iter_mut().find(|m| m.device.id() == id)
     }
@@ -205,12 +205,12 @@ impl State {
         let &Stage::Asked { need, touched, .. } = stage else {
             return None;
         };
-        if self.status(Want::Outside, Range::ALL) == Status::Done {
+        if self.status(Want::Outside, Range::ALL) == Progress::Done {
             return Some(Need::All);
         }
         // Little is mapped for firmware, so only for what it really drives.
         let low = need == Need::Low && touched;
-        let low = low && self.status(Want::Outside, FIRMWARE) == Status::Done;
+        let low = low && self.status(Want::Outside, FIRMWARE) == Progress::Done;
         low.then_some(Need::Low)
     }
 
@@ -226,7 +226,7 @@ impl State {
             } => {
                 self.dead
                     || self.demands.shortages != shortages
-                    || self.status(Want::Outside, range_of(need)) == Status::Failed
+                    || self.status(Want::Outside, range_of(need)) == Progress::Failed
             }
             _ => false,
         }

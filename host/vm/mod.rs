@@ -65,7 +65,7 @@ use crate::{
         },
         range_map::RangeMap,
         state::{
-            Status,
+            Progress,
             Want, //
         },
         table::Table, //
@@ -89,7 +89,7 @@ use crate::{
 
 use mapper::{
     Crew,
-    Worker, //
+    MapperThread, //
 };
 use masters::Master;
 use ram::Direct;
@@ -129,9 +129,9 @@ struct Slot {
 }
 
 /// What [`Vm::state`] protects.
-struct State {
+struct VmState {
     slots: KVec<Slot>,
-    /// Where the guest's RAM is, for translating what it says: see [`State::translate`].
+    /// Where the guest's RAM is, for translating what it says: see [`VmState::translate`].
     memory: MemoryMap,
     /// Where threads are in the guest's memory.
     accesses: KVec<Range>,
@@ -139,7 +139,7 @@ struct State {
     leaving: u32,
     /// What threads there are to be, from the first on.
     crew: Option<Crew>,
-    workers: KVec<Task<Worker>>,
+    workers: KVec<Task<MapperThread>>,
     demands: Demands,
     /// The memory of the pieces that are out.
     provisions: KVec<Provision>,
@@ -165,7 +165,7 @@ struct State {
     dead: bool,
 }
 
-type StateGuard<'a> = MutexGuard<'a, State>;
+type StateGuard<'a> = MutexGuard<'a, VmState>;
 
 impl Slot {
     /// Whether a thread works on a piece of it.
@@ -194,15 +194,15 @@ fn process_start() -> i64 {
     i64::try_from(start).unwrap_or(i64::MAX)
 }
 
-impl State {
+impl VmState {
     /// How far all containers are from having what is wanted mapped.
-    fn status(&self, want: Want, range: Range) -> Status {
+    fn status(&self, want: Want, range: Range) -> Progress {
         let whole = range == Range::ALL;
         let slots = self.slots.iter().map(|slot| match whole {
             true => slot.table.totals().status(want),
             false => slot.table.status(want, range),
         });
-        slots.max().unwrap_or(Status::Done)
+        slots.max().unwrap_or(Progress::Done)
     }
 
     fn slot(&mut self, id: ContainerId) -> Option<&mut Slot> {
@@ -231,7 +231,7 @@ pub(crate) struct Vm {
     /// When it was started, by [`now`].
     started: i64,
     #[pin]
-    state: Mutex<State>,
+    state: Mutex<VmState>,
     /// Notified after each change that somebody may wait for.
     #[pin]
     changed: WaitQueue,
@@ -301,7 +301,7 @@ impl Vm {
                 mm: ARef::from(&**mm),
                 pid: task.group_leader().pid(),
                 started,
-                state <- new_mutex!(State {
+                state <- new_mutex!(VmState {
                     slots: KVec::new(),
                     memory: MemoryMap::new(),
                     accesses: KVec::new(),

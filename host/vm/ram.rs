@@ -25,7 +25,7 @@ use crate::{
             Ranged, //
         },
         state::{
-            Status,
+            Progress,
             Want, //
         },
         sum::less,
@@ -38,9 +38,9 @@ use crate::{
 use super::{
     mapper::Count,
     Slot,
-    State,
     StateGuard,
     Vm, //
+    VmState,
 };
 
 /// A map that type1 has made.
@@ -87,7 +87,7 @@ impl Slot {
     }
 }
 
-impl State {
+impl VmState {
     /// What will be pinned later, in bytes.
     fn promised(&self) -> u64 {
         let unmapped = self.slots.iter().map(Slot::unmapped);
@@ -444,13 +444,13 @@ impl Vm {
 
     /// Whether nothing is left to map in any container.
     pub(crate) fn is_settled(&self) -> bool {
-        self.state.lock().status(Want::All, Range::ALL) == Status::Done
+        self.state.lock().status(Want::All, Range::ALL) == Progress::Done
     }
 
     /// As [`Vm::settle`], if that is not so in the container yet.
     pub(crate) fn settle_in(&self, id: ContainerId, range: Range) -> Result {
         let done = match self.state.lock().slot(id) {
-            Some(slot) => slot.table.status(Want::All, range) == Status::Done,
+            Some(slot) => slot.table.status(Want::All, range) == Progress::Done,
             None => true,
         };
         if done {

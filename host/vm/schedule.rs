@@ -19,7 +19,7 @@ use crate::{
     logic::{
         range::Range,
         state::{
-            Status,
+            Progress,
             Want, //
         },
         table::Chunk,
@@ -35,7 +35,7 @@ use crate::{
 use super::{
     masters::News,
     now,
-    State, //
+    VmState, //
 };
 
 /// Who wants a piece: the greater goes first.
@@ -148,7 +148,7 @@ impl Job {
     }
 }
 
-impl State {
+impl VmState {
     /// What is most urgent: a piece to map, or else to help another thread with one.
     /// Nothing that is less urgent than `least`.
     pub(super) fn take(&mut self, least: Urgency) -> Option<Job> {
@@ -237,7 +237,7 @@ impl State {
     }
 
     /// The most urgent memory of which some is left to provide, none below `least`. The
-    /// thread counts as busy with the container until [`State::helped`].
+    /// thread counts as busy with the container until [`VmState::helped`].
     fn help(&mut self, least: Urgency) -> Option<Provision> {
         let mut best: Option<Provision> = None;
         for index in 0..self.provisions.len() {
@@ -286,8 +286,9 @@ impl State {
             let ours = |slot: &super::Slot| {
                 let part = chunk.intersect(demand.range);
                 slot.iommu.id() == id
-                    && part
-                        .is_some_and(|part| slot.table.status(demand.want, part) == Status::Pending)
+                    && part.is_some_and(|part| {
+                        slot.table.status(demand.want, part) == Progress::Pending
+                    })
             };
             demand.urgency() > urgency
                 && slots.any(|slot| slot.table.has(demand.want, demand.range) || ours(slot))

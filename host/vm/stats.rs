@@ -16,7 +16,7 @@ use kernel::{
 
 use crate::{
     admin::knobs::line,
-    logic::state::State as Extent, //
+    logic::state::ExtentState, //
     wrap::kobject::Attribute,
 };
 
@@ -192,10 +192,10 @@ pub(super) const FILES: &[Attribute<Vm>] = &[
         let state = vm.state.lock();
         for (range, extent) in state.slots.iter().flat_map(|slot| slot.table.iter()) {
             let name = match extent {
-                Extent::Unmapped(place) => ("unmapped", place),
-                Extent::Mapping(place) => ("mapping", place),
-                Extent::Failed(place) => ("failed", place),
-                Extent::Mapped => {
+                ExtentState::Unmapped(place) => ("unmapped", place),
+                ExtentState::Mapping(place) => ("mapping", place),
+                ExtentState::Failed(place) => ("failed", place),
+                ExtentState::Mapped => {
                     writeln!(out, "{:#x} {:#x} mapped", range.start(), range.len())
                         .map_err(|_| EIO)?;
                     continue;

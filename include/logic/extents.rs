@@ -8,8 +8,8 @@ use super::{
         Range, //
     },
     state::{
-        State,
-        Status,
+        ExtentState,
+        Progress,
         Totals,
         Want, //
     },
@@ -23,7 +23,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
     start: u64,
-    state: State,
+    state: ExtentState,
 }
 
 /// The extents of one block.
@@ -31,7 +31,7 @@ struct Extent {
 /// # Invariants
 ///
 /// - The starts rise strictly, and the first is the start of `range`; all lie inside `range`.
-/// - Neighbours are in different states, but for [`State::Mapping`]: those extents are never
+/// - Neighbours are in different states, but for [`ExtentState::Mapping`]: those extents are never
 ///   merged, so that the ends of every chunk that is out are ends of extents and bringing it back
 ///   needs no cut.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct Extents {
 
 impl Extents {
     /// A block that is all in `state`.
-    pub(super) fn new(range: Range, state: State) -> Result<Self, NoMemory> {
+    pub(super) fn new(range: Range, state: ExtentState) -> Result<Self, NoMemory> {
         let mut list = Vector::new();
         list.try_push(Extent {
             start: range.start(),
@@ -62,12 +62,12 @@ impl Extents {
     }
 
     /// The extents in rising order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Range, State)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Range, ExtentState)> + '_ {
         self.iter_from(0)
     }
 
     /// The parts of the extents that lie inside `within`, in rising order.
-    pub(super) fn iter_in(&self, within: Range) -> impl Iterator<Item = (Range, State)> + '_ {
+    pub(super) fn iter_in(&self, within: Range) -> impl Iterator<Item = (Range, ExtentState)> + '_ {
         // The extent before that index may reach into `within`.
         let first = self.index_at(within.start());
         self.iter_from(first.saturating_sub(1))
@@ -76,11 +76,11 @@ impl Extents {
     }
 
     /// How far the part inside `within` is from what is wanted.
-    pub(super) fn status(&self, want: Want, within: Range) -> Status {
+    pub(super) fn status(&self, want: Want, within: Range) -> Progress {
         self.iter_in(within)
             .map(|(_, state)| want.status(state))
             .max()
-            .unwrap_or(Status::Done)
+            .unwrap_or(Progress::Done)
     }
 
     /// The lowest run of bytes inside `within` that can be taken and crosses no boundary of `max`.
@@ -138,7 +138,7 @@ impl Extents {
         &mut self,
         within: Range,
         totals: &mut Totals,
-        next: impl Fn(State) -> State,
+        next: impl Fn(ExtentState) -> ExtentState,
     ) -> Result<u64, NoMemory> {
         self.cut(within.start(), &next)?;
         self.cut(within.end(), &next)?;
@@ -152,7 +152,7 @@ impl Extents {
         &mut self,
         within: Range,
         totals: &mut Totals,
-        next: impl Fn(State) -> State,
+        next: impl Fn(ExtentState) -> ExtentState,
     ) -> u64 {
         let first = self.index_at(within.start());
         let mut end = first;
@@ -179,7 +179,7 @@ impl Extents {
     }
 
     /// Makes `at` the start of an extent if it is inside one whose state is going to change.
-    fn cut(&mut self, at: u64, next: impl Fn(State) -> State) -> Result<(), NoMemory> {
+    fn cut(&mut self, at: u64, next: impl Fn(ExtentState) -> ExtentState) -> Result<(), NoMemory> {
         let index = self.index_at(at);
         match index.checked_sub(1).and_then(|i| self.get(i)) {
             Some((range, state)) if range.is_cut_by(at) && next(state) != state => {
@@ -196,7 +196,7 @@ impl Extents {
             let (Some(&left), Some(&right)) = (self.list.get(kept), self.list.get(i)) else {
                 break;
             };
-            if left.state == right.state && !matches!(left.state, State::Mapping(_)) {
+            if left.state == right.state && !matches!(left.state, ExtentState::Mapping(_)) {
                 continue;
             }
             kept = kept.saturating_add(1);
@@ -213,7 +213,7 @@ impl Extents {
         self.list.partition_point(|extent| extent.start < addr)
     }
 
-    fn get(&self, index: usize) -> Option<(Range, State)> {
+    fn get(&self, index: usize) -> Option<(Range, ExtentState)> {
         let extent = self.list.get(index)?;
         let end = match self.list.get(index.checked_add(1)?) {
             Some(next) => next.start,
@@ -222,7 +222,7 @@ impl Extents {
         Some((Range::new(extent.start, end)?, extent.state))
     }
 
-    fn iter_from(&self, first: usize) -> impl Iterator<Item = (Range, State)> + '_ {
+    fn iter_from(&self, first: usize) -> impl Iterator<Item = (Range, ExtentState)> + '_ {
         (first..self.list.len()).map_while(|i| self.get(i))
     }
 }

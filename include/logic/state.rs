@@ -28,7 +28,7 @@ pub(crate) enum Place {
 
 /// What is known about a byte of deferred guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum ExtentState {
     /// Not in the IOMMU: *deferred* outside the balloon, *ballooned* inside it.
     Unmapped(Place),
     /// A [`super::table::Chunk`] that covers it is out, being mapped.
@@ -39,7 +39,7 @@ pub(crate) enum State {
     Failed(Place),
 }
 
-impl State {
+impl ExtentState {
     /// Every state there is.
     pub(crate) const ALL: [Self; 7] = [
         Self::Unmapped(Place::Outside),
@@ -131,25 +131,25 @@ impl Want {
     }
 
     /// Whether bytes in `state` are there to be taken.
-    pub(super) const fn takes(self, state: State) -> bool {
-        matches!(state, State::Unmapped(place) if self.includes(place))
+    pub(super) const fn takes(self, state: ExtentState) -> bool {
+        matches!(state, ExtentState::Unmapped(place) if self.includes(place))
     }
 
     /// How far a range of bytes in `state` is from what is wanted.
-    pub(super) const fn status(self, state: State) -> Status {
+    pub(super) const fn status(self, state: ExtentState) -> Progress {
         match state {
-            State::Unmapped(place) | State::Mapping(place) if self.includes(place) => {
-                Status::Pending
+            ExtentState::Unmapped(place) | ExtentState::Mapping(place) if self.includes(place) => {
+                Progress::Pending
             }
-            State::Failed(place) if self.includes(place) => Status::Failed,
-            _ => Status::Done,
+            ExtentState::Failed(place) if self.includes(place) => Progress::Failed,
+            _ => Progress::Done,
         }
     }
 }
 
 /// What a waiter has to know, ordered: of two ranges together, the greater one holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Status {
+pub(crate) enum Progress {
     /// All that is wanted is mapped.
     Done,
     /// Nothing more will be mapped without a retry, and something wanted is missing.
@@ -190,15 +190,15 @@ impl Totals {
     };
 
     /// The bytes in `state`.
-    pub(crate) fn of(&self, state: State) -> u64 {
+    pub(crate) fn of(&self, state: ExtentState) -> u64 {
         match state {
-            State::Unmapped(Place::Outside) => self.deferred,
-            State::Unmapped(Place::Balloon) => self.ballooned,
-            State::Mapping(Place::Outside) => self.mapping_outside,
-            State::Mapping(Place::Balloon) => self.mapping_balloon,
-            State::Mapped => self.mapped,
-            State::Failed(Place::Outside) => self.failed_outside,
-            State::Failed(Place::Balloon) => self.failed_balloon,
+            ExtentState::Unmapped(Place::Outside) => self.deferred,
+            ExtentState::Unmapped(Place::Balloon) => self.ballooned,
+            ExtentState::Mapping(Place::Outside) => self.mapping_outside,
+            ExtentState::Mapping(Place::Balloon) => self.mapping_balloon,
+            ExtentState::Mapped => self.mapped,
+            ExtentState::Failed(Place::Outside) => self.failed_outside,
+            ExtentState::Failed(Place::Balloon) => self.failed_balloon,
         }
     }
 
@@ -221,7 +221,7 @@ impl Totals {
     }
 
     /// The status of everything that was summed up.
-    pub(crate) fn status(&self, want: Want) -> Status {
+    pub(crate) fn status(&self, want: Want) -> Progress {
         let (mut pending, mut failed) = (
             self.deferred | self.mapping_outside,
             self.failed_outside, //
@@ -231,43 +231,43 @@ impl Totals {
             failed |= self.failed_balloon;
         }
         if pending != 0 {
-            Status::Pending
+            Progress::Pending
         } else if failed != 0 {
-            Status::Failed
+            Progress::Failed
         } else {
-            Status::Done
+            Progress::Done
         }
     }
 
     /// Counts `bytes` more in `state`.
-    pub(super) fn add(&mut self, state: State, bytes: u64) {
+    pub(super) fn add(&mut self, state: ExtentState, bytes: u64) {
         // Sums over disjoint ranges stay below 2^64: saturating only means that this cannot panic.
         let slot = self.slot(state);
         *slot = slot.saturating_add(bytes);
     }
 
     /// Counts `bytes` fewer in `state`.
-    pub(super) fn sub(&mut self, state: State, bytes: u64) {
+    pub(super) fn sub(&mut self, state: ExtentState, bytes: u64) {
         let slot = self.slot(state);
         *slot = less(*slot, bytes);
     }
 
     /// Counts all of `other` out.
     pub(super) fn remove(&mut self, other: &Self) {
-        for state in State::ALL {
+        for state in ExtentState::ALL {
             self.sub(state, other.of(state));
         }
     }
 
-    fn slot(&mut self, state: State) -> &mut u64 {
+    fn slot(&mut self, state: ExtentState) -> &mut u64 {
         match state {
-            State::Unmapped(Place::Outside) => &mut self.deferred,
-            State::Unmapped(Place::Balloon) => &mut self.ballooned,
-            State::Mapping(Place::Outside) => &mut self.mapping_outside,
-            State::Mapping(Place::Balloon) => &mut self.mapping_balloon,
-            State::Mapped => &mut self.mapped,
-            State::Failed(Place::Outside) => &mut self.failed_outside,
-            State::Failed(Place::Balloon) => &mut self.failed_balloon,
+            ExtentState::Unmapped(Place::Outside) => &mut self.deferred,
+            ExtentState::Unmapped(Place::Balloon) => &mut self.ballooned,
+            ExtentState::Mapping(Place::Outside) => &mut self.mapping_outside,
+            ExtentState::Mapping(Place::Balloon) => &mut self.mapping_balloon,
+            ExtentState::Mapped => &mut self.mapped,
+            ExtentState::Failed(Place::Outside) => &mut self.failed_outside,
+            ExtentState::Failed(Place::Balloon) => &mut self.failed_balloon,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The ballooned table: which deferred guest RAM of a container is in the balloon, which is mapped.
 //!
 //! A *block* is one `VFIO_IOMMU_MAP_DMA` call that was deferred; it holds *extents*, the longest
-//! runs of bytes in one [`State`].  Blocks and extents are sorted, so finding one is a binary
+//! runs of bytes in one [`ExtentState`].  Blocks and extents are sorted, so finding one is a binary
 //! search; what an operation costs beyond that is linear in the extents of the blocks that it
 //! touches.  Adding and removing a block costs no more where there are many ([`super::range_map`]).
 //!
@@ -32,9 +32,9 @@ use super::{
         Ranged, //
     },
     state::{
+        ExtentState,
         Place,
-        State,
-        Status,
+        Progress,
         Totals,
         Want, //
     },
@@ -131,7 +131,7 @@ impl Table {
 
     /// Adds a block that the VMM mapped from `vaddr`; all of it is deferred, outside the balloon.
     pub(crate) fn insert(&mut self, range: Range, vaddr: u64) -> Result<(), InsertError> {
-        let state = State::Unmapped(Place::Outside);
+        let state = ExtentState::Unmapped(Place::Outside);
         self.blocks.insert(Block {
             user: UserRange::new(range, vaddr).ok_or(InsertError::Invalid)?,
             extents: Extents::new(range, state)?,
@@ -186,12 +186,12 @@ impl Table {
     /// Bytes that are in no block are ignored, and saying it twice changes nothing.  Returns the
     /// number of bytes that are newly in the balloon, those of chunks that are out included.
     pub(crate) fn inflate(&mut self, range: Range) -> Result<u64, NoMemory> {
-        self.update(range, State::inflated)
+        self.update(range, ExtentState::inflated)
     }
 
     /// The balloon device was reset: nothing is in the balloon any more.
     pub(crate) fn reset(&mut self) {
-        self.settle(Range::ALL, State::outside);
+        self.settle(Range::ALL, ExtentState::outside);
     }
 
     /// Takes the lowest wanted piece inside `within` for mapping.
@@ -220,7 +220,7 @@ impl Table {
             block.extents.reserve_cuts()?;
             block
                 .extents
-                .update(range, &mut self.totals, State::taken)?;
+                .update(range, &mut self.totals, ExtentState::taken)?;
             let vaddr = block.user.translate(range.start());
             return Ok(vaddr.and_then(|v| UserRange::new(range, v)).map(Chunk));
         }
@@ -252,21 +252,21 @@ impl Table {
     ///
     /// Never allocates.
     pub(crate) fn abort(&mut self, chunk: Chunk) {
-        self.settle(chunk.range(), State::aborted);
+        self.settle(chunk.range(), ExtentState::aborted);
     }
 
     /// Lets what failed inside `range` be taken again.  Returns its bytes.
     pub(crate) fn retry(&mut self, range: Range) -> Result<u64, NoMemory> {
-        self.update(range, State::retried)
+        self.update(range, ExtentState::retried)
     }
 
     /// How far `range` is from what is wanted; what is in no block counts as done.
     ///
     /// For the whole table, [`Totals::status`] of [`Table::totals`] says the same at once.
-    pub(crate) fn status(&self, want: Want, range: Range) -> Status {
+    pub(crate) fn status(&self, want: Want, range: Range) -> Progress {
         let blocks = self.blocks.overlapping(range);
         let each = blocks.map(|b| b.extents.status(want, range));
-        each.max().unwrap_or(Status::Done)
+        each.max().unwrap_or(Progress::Done)
     }
 
     /// The bytes by state.
@@ -311,12 +311,16 @@ impl Table {
     }
 
     /// All extents in rising order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Range, State)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Range, ExtentState)> + '_ {
         self.blocks.iter().flat_map(|b| b.extents.iter())
     }
 
     /// Reserves first and changes then, so that running out of memory changes nothing.
-    fn update(&mut self, range: Range, next: fn(State) -> State) -> Result<u64, NoMemory> {
+    fn update(
+        &mut self,
+        range: Range,
+        next: fn(ExtentState) -> ExtentState,
+    ) -> Result<u64, NoMemory> {
         for block in self.blocks.overlapping_mut(range) {
             block.extents.reserve_cuts()?;
         }
@@ -329,7 +333,7 @@ impl Table {
     }
 
     /// Changes extents that lie wholly inside `range`.
-    fn settle(&mut self, range: Range, next: impl Fn(State) -> State) {
+    fn settle(&mut self, range: Range, next: impl Fn(ExtentState) -> ExtentState) {
         for block in self.blocks.overlapping_mut(range) {
             block.extents.settle(range, &mut self.totals, &next);
         }

@@ -9,7 +9,7 @@ use crate::logic::range::{
     Range, //
 };
 use crate::logic::state::{
-    Status,
+    Progress,
     Want, //
 };
 use crate::logic::table::{
@@ -108,7 +108,7 @@ impl Container {
     /// Does all that is wanted of `range`.
     fn serve(&mut self, want: Want, range: Range) {
         self.table.retry(range).unwrap();
-        while self.table.status(want, range) != Status::Done {
+        while self.table.status(want, range) != Progress::Done {
             assert!(self.take(want, range));
             while !self.out.is_empty() {
                 self.finish(0, true);

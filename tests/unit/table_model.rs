@@ -13,9 +13,9 @@ use crate::logic::range_map::{
     Ranged, //
 };
 use crate::logic::state::{
+    ExtentState,
     Place,
-    State,
-    Status,
+    Progress,
     Want, //
 };
 use crate::logic::table::{
@@ -31,8 +31,8 @@ use crate::logic::vec::{
 };
 use crate::rng::Rng;
 
-const DEFERRED: State = State::Unmapped(Place::Outside);
-const BALLOONED: State = State::Unmapped(Place::Balloon);
+const DEFERRED: ExtentState = ExtentState::Unmapped(Place::Outside);
+const BALLOONED: ExtentState = ExtentState::Unmapped(Place::Balloon);
 
 /// Granules of the modelled address space, and the bytes and the first address of them.
 const GRANULES: usize = 40;
@@ -45,7 +45,7 @@ struct Cell {
     block: u64,
     first: usize,
     vaddr: u64,
-    state: State,
+    state: ExtentState,
 }
 
 #[derive(Clone)]
@@ -71,8 +71,8 @@ fn includes(want: Want, place: Place) -> bool {
     want == Want::All || place == Place::Outside
 }
 
-fn wanted(want: Want, state: State) -> bool {
-    matches!(state, State::Unmapped(place) if includes(want, place))
+fn wanted(want: Want, state: ExtentState) -> bool {
+    matches!(state, ExtentState::Unmapped(place) if includes(want, place))
 }
 
 impl Model {
@@ -115,8 +115,8 @@ impl Model {
         };
         for &i in &covered {
             match self.cells[i].unwrap().state {
-                State::Mapping(_) => return Err(Busy),
-                State::Mapped => removed.mapped += UNIT,
+                ExtentState::Mapping(_) => return Err(Busy),
+                ExtentState::Mapped => removed.mapped += UNIT,
                 _ => (),
             }
             removed.bytes += UNIT;
@@ -128,7 +128,7 @@ impl Model {
     }
 
     /// Changes states and returns the bytes that changed.
-    fn change(&mut self, range: Range, next: impl Fn(State) -> State) -> u64 {
+    fn change(&mut self, range: Range, next: impl Fn(ExtentState) -> ExtentState) -> u64 {
         let mut changed = 0;
         for cell in self.at(range) {
             let new = next(cell.state);
@@ -140,24 +140,26 @@ impl Model {
 
     fn inflate(&mut self, range: Range) -> u64 {
         self.change(range, |state| match state {
-            State::Unmapped(Place::Outside) | State::Failed(Place::Outside) => BALLOONED,
-            State::Mapping(Place::Outside) => State::Mapping(Place::Balloon),
+            ExtentState::Unmapped(Place::Outside) | ExtentState::Failed(Place::Outside) => {
+                BALLOONED
+            }
+            ExtentState::Mapping(Place::Outside) => ExtentState::Mapping(Place::Balloon),
             other => other,
         })
     }
 
     fn reset(&mut self) {
         self.change(granules(0, GRANULES), |state| match state {
-            State::Unmapped(_) => DEFERRED,
-            State::Mapping(_) => State::Mapping(Place::Outside),
-            State::Failed(_) => State::Failed(Place::Outside),
-            State::Mapped => State::Mapped,
+            ExtentState::Unmapped(_) => DEFERRED,
+            ExtentState::Mapping(_) => ExtentState::Mapping(Place::Outside),
+            ExtentState::Failed(_) => ExtentState::Failed(Place::Outside),
+            ExtentState::Mapped => ExtentState::Mapped,
         });
     }
 
     fn retry(&mut self, range: Range) -> u64 {
         self.change(range, |state| match state {
-            State::Failed(place) => State::Unmapped(place),
+            ExtentState::Failed(place) => ExtentState::Unmapped(place),
             other => other,
         })
     }
@@ -182,7 +184,7 @@ impl Model {
     fn around(&self, run: Range, max: Align) -> Range {
         let missing = |i: usize| {
             let cell = self.cells.get(i).copied().flatten();
-            cell.is_some_and(|c| !matches!(c.state, State::Mapping(_) | State::Mapped))
+            cell.is_some_and(|c| !matches!(c.state, ExtentState::Mapping(_) | ExtentState::Mapped))
         };
         let boundary = |i: usize| (BASE + i as u64 * UNIT) % max.bytes() == 0;
         let run = indices(run);
@@ -203,14 +205,14 @@ impl Model {
         (0..GRANULES).filter(starts).count() as u64
     }
 
-    fn status(&self, want: Want, range: Range) -> Status {
-        let mut status = Status::Done;
+    fn status(&self, want: Want, range: Range) -> Progress {
+        let mut status = Progress::Done;
         for cell in self.cells[indices(range)].iter().flatten() {
             match cell.state {
-                State::Unmapped(p) | State::Mapping(p) if includes(want, p) => {
-                    return Status::Pending
+                ExtentState::Unmapped(p) | ExtentState::Mapping(p) if includes(want, p) => {
+                    return Progress::Pending
                 }
-                State::Failed(p) if includes(want, p) => status = Status::Failed,
+                ExtentState::Failed(p) if includes(want, p) => status = Progress::Failed,
                 _ => (),
             }
         }
@@ -221,7 +223,7 @@ impl Model {
 /// Compares everything that can be seen of the table with the model.
 fn check(table: &Table, model: &Model) {
     let mut seen = [None; GRANULES];
-    let mut last: Option<(Range, State)> = None;
+    let mut last: Option<(Range, ExtentState)> = None;
     let mut extents = 0;
     for (range, state) in table.iter() {
         extents += 1;
@@ -232,12 +234,12 @@ fn check(table: &Table, model: &Model) {
         if let Some((before, old)) = last {
             assert!(before.end() <= range.start(), "extents are not sorted");
             let neighbours = before.end() == range.start() && model.joined(indices(range).start);
-            let merged = !neighbours || old != state || matches!(state, State::Mapping(_));
+            let merged = !neighbours || old != state || matches!(state, ExtentState::Mapping(_));
             assert!(merged, "{range:?} is not merged with its neighbour");
         }
         last = Some((range, state));
     }
-    let mut bytes = [0; State::ALL.len()];
+    let mut bytes = [0; ExtentState::ALL.len()];
     for (i, cell) in model.cells.iter().enumerate() {
         assert_eq!(seen[i], cell.map(|c| c.state), "granule {i}");
         let iova = BASE + i as u64 * UNIT;
@@ -247,11 +249,14 @@ fn check(table: &Table, model: &Model) {
         let last = found(iova + UNIT - 1);
         assert_eq!(last, vaddr.map(|v| v + UNIT - 1));
         if let Some(cell) = cell {
-            let slot = State::ALL.iter().position(|s| *s == cell.state).unwrap();
+            let slot = ExtentState::ALL
+                .iter()
+                .position(|s| *s == cell.state)
+                .unwrap();
             bytes[slot] += UNIT;
         }
     }
-    for (state, bytes) in State::ALL.into_iter().zip(bytes) {
+    for (state, bytes) in ExtentState::ALL.into_iter().zip(bytes) {
         assert_eq!(table.totals().of(state), bytes, "{state:?}");
     }
     assert_eq!(table.totals().bytes(), bytes.iter().sum::<u64>());
@@ -357,8 +362,10 @@ impl Pair {
                         .and_then(|user| user.translate(chunk.range().start()))
                 );
                 self.model.change(chunk.range(), |state| match state {
-                    State::Unmapped(place) => State::Mapping(place),
-                    State::Failed(place) if extent == Take::Around => State::Mapping(place),
+                    ExtentState::Unmapped(place) => ExtentState::Mapping(place),
+                    ExtentState::Failed(place) if extent == Take::Around => {
+                        ExtentState::Mapping(place)
+                    }
                     other => panic!("{other:?} was taken"),
                 });
                 self.out.push(chunk);
@@ -382,9 +389,9 @@ impl Pair {
         });
         assert_eq!(self.table.pieces(), pieces + u64::from(what > 1));
         self.model.change(range, |state| match (state, what) {
-            (State::Mapping(place), 0) => State::Unmapped(place),
-            (State::Mapping(place), 1) => State::Failed(place),
-            (State::Mapping(_), _) => State::Mapped,
+            (ExtentState::Mapping(place), 0) => ExtentState::Unmapped(place),
+            (ExtentState::Mapping(place), 1) => ExtentState::Failed(place),
+            (ExtentState::Mapping(_), _) => ExtentState::Mapped,
             (other, _) => panic!("{other:?} in a chunk that is out"),
         });
     }

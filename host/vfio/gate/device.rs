@@ -66,7 +66,7 @@ use super::{
     register::Register, //
 };
 
-struct State {
+struct GateState {
     command: Command,
     /// Somebody changes the register.
     claimed: bool,
@@ -81,7 +81,7 @@ struct State {
     untrapped: bool,
 }
 
-impl State {
+impl GateState {
     /// Whether who uses the device has to wait.
     fn is_waited_for(&self) -> bool {
         self.command.is_asked() && !self.refused && !self.closed
@@ -101,7 +101,7 @@ pub(super) struct GatedDevice {
     #[pin]
     barrier: Mutex<Bars>,
     #[pin]
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     /// Notified when a claim ends, and when nobody has to wait any more.
     #[pin]
     changed: WaitQueue,
@@ -132,7 +132,7 @@ impl GatedDevice {
                 register,
                 own,
                 barrier <- new_mutex!(bars),
-                state <- new_mutex!(State {
+                state <- new_mutex!(GateState {
                     command: Command::new(),
                     claimed: false,
                     closed: false,
