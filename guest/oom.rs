@@ -39,7 +39,7 @@ pub(crate) struct Notifier<T: Relief> {
 
 // SAFETY: The chain has locks of its own, and `T` is `Send` and `Sync`.
 unsafe impl<T: Relief> Send for Notifier<T> {}
-// SAFETY: As above.
+// SAFETY: The kernel calls a shared one in any thread, which `T` is `Sync` for; it has no methods.
 unsafe impl<T: Relief> Sync for Notifier<T> {}
 
 impl<T: Relief> Notifier<T> {

@@ -39,7 +39,7 @@ global_lock! {
 ///
 /// Called once, at module initialisation, before any other function here.
 pub(crate) unsafe fn init() {
-    // SAFETY: As this function's.
+    // SAFETY: Called once, before any balloon is filled, by this function's requirement.
     unsafe { PAUSE.init() };
 }
 

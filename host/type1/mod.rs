@@ -47,7 +47,7 @@ pub(crate) struct Type1 {
 
 // SAFETY: The operations are constant and may be called from any thread.
 unsafe impl Send for Type1 {}
-// SAFETY: As above.
+// SAFETY: The operations are constant, and type1 orders concurrent calls itself.
 unsafe impl Sync for Type1 {}
 
 impl Type1 {
@@ -85,7 +85,7 @@ impl Type1 {
         // operations have can be read there. Should its module be unloaded right now, `insmod`
         // of this module loses a race that only the administrator who runs both can cause.
         to_result(unsafe { bindings::deferred_check_type1(ops.as_ptr()) })?;
-        // SAFETY: As before; it was checked that `owner` is in its place.
+        // SAFETY: The operations can be read, see above; it was checked that `owner` is in its place.
         let owner = unsafe { (*ops.as_ptr()).owner };
         // SAFETY: `owner` is type1's module or NULL (built in).
         if !unsafe { bindings::try_module_get(owner) } {
@@ -154,9 +154,9 @@ pub(crate) struct Inner {
     data: NonNull<c_void>,
 }
 
-// SAFETY: type1 locks its containers itself.
+// SAFETY: A container of type1 belongs to no thread.
 unsafe impl Send for Inner {}
-// SAFETY: As above.
+// SAFETY: type1 locks its containers itself.
 unsafe impl Sync for Inner {}
 
 impl Inner {
@@ -180,7 +180,8 @@ impl Inner {
         kind: bindings::vfio_group_type,
     ) -> Result {
         let attach = self.type1.ops().attach_group.ok_or(ENODEV)?;
-        // SAFETY: As this function's.
+        // SAFETY: `data` is an open container by the invariant; `group` is valid, and the core's
+        // rules are kept, by this function's requirement.
         to_result(unsafe { attach(self.data.as_ptr(), group, kind) })
     }
 
@@ -189,7 +190,8 @@ impl Inner {
     /// `group` was attached.
     pub(crate) unsafe fn detach_group(&self, group: *mut bindings::iommu_group) {
         if let Some(detach) = self.type1.ops().detach_group {
-            // SAFETY: As this function's.
+            // SAFETY: `data` is an open container by the invariant; `group` was attached to it, by
+            // this function's requirement.
             unsafe { detach(self.data.as_ptr(), group) }
         }
     }
@@ -208,7 +210,8 @@ impl Inner {
         let Some(pin) = self.type1.ops().pin_pages else {
             return ENOTTY.to_errno();
         };
-        // SAFETY: As this function's.
+        // SAFETY: `data` is an open container by the invariant; the arguments are the core's, by
+        // this function's requirement.
         unsafe { pin(self.data.as_ptr(), group, iova, npage, prot, pages) }
     }
 
@@ -217,7 +220,8 @@ impl Inner {
     /// As `vfio_iommu_driver_ops::unpin_pages`.
     pub(crate) unsafe fn unpin_pages(&self, iova: u64, npage: c_int) {
         if let Some(unpin) = self.type1.ops().unpin_pages {
-            // SAFETY: As this function's.
+            // SAFETY: `data` is an open container by the invariant; the arguments are the core's,
+            // by this function's requirement.
             unsafe { unpin(self.data.as_ptr(), iova, npage) }
         }
     }
@@ -227,7 +231,8 @@ impl Inner {
     /// `vdev` is a VFIO device in its first open.
     pub(crate) unsafe fn register_device(&self, vdev: *mut bindings::vfio_device) {
         if let Some(register) = self.type1.ops().register_device {
-            // SAFETY: As this function's.
+            // SAFETY: `data` is an open container by the invariant; `vdev` is in its first open, by
+            // this function's requirement.
             unsafe { register(self.data.as_ptr(), vdev) }
         }
     }
@@ -237,7 +242,8 @@ impl Inner {
     /// `vdev` was registered.
     pub(crate) unsafe fn unregister_device(&self, vdev: *mut bindings::vfio_device) {
         if let Some(unregister) = self.type1.ops().unregister_device {
-            // SAFETY: As this function's.
+            // SAFETY: `data` is an open container by the invariant; `vdev` was registered, by this
+            // function's requirement.
             unsafe { unregister(self.data.as_ptr(), vdev) }
         }
     }
@@ -255,7 +261,8 @@ impl Inner {
         let Some(dma_rw) = self.type1.ops().dma_rw else {
             return ENOTTY.to_errno();
         };
-        // SAFETY: As this function's.
+        // SAFETY: `data` is an open container by the invariant; the buffer is valid for `count`
+        // bytes, by this function's requirement.
         unsafe { dma_rw(self.data.as_ptr(), iova, data, count, write) }
     }
 
@@ -267,7 +274,8 @@ impl Inner {
         group: *mut bindings::iommu_group,
     ) -> *mut bindings::iommu_domain {
         match self.type1.ops().group_iommu_domain {
-            // SAFETY: As this function's.
+            // SAFETY: `data` is an open container by the invariant; `group` is valid or NULL, by
+            // this function's requirement.
             Some(domain) => unsafe { domain(self.data.as_ptr(), group) },
             None => ENODEV.to_ptr(),
         }

@@ -99,7 +99,7 @@ pub(crate) struct Mgmt<B: Backend> {
 
 // SAFETY: The vDPA core serialises what it does with a management device.
 unsafe impl<B: Backend> Send for Mgmt<B> {}
-// SAFETY: As above; there are no methods on shared references.
+// SAFETY: There are no methods on shared references.
 unsafe impl<B: Backend> Sync for Mgmt<B> {}
 
 impl<B: Backend> Mgmt<B> {

@@ -65,10 +65,10 @@ unsafe fn with<B: Backend, R: Default>(
 ///
 /// `vdpa` must be valid, and the caller hold its `cf_lock` for writing.
 unsafe fn without_cf_lock<R>(vdpa: *mut vdpa_device, f: impl FnOnce() -> R) -> R {
-    // SAFETY: By the safety requirement.
+    // SAFETY: `vdpa` is valid, and the caller holds the lock for writing.
     unsafe { bindings::up_write(&raw mut (*vdpa).cf_lock) };
     let result = f();
-    // SAFETY: As above; the caller gives it up.
+    // SAFETY: `vdpa` is valid; the caller gives the lock up.
     unsafe { bindings::down_write(&raw mut (*vdpa).cf_lock) };
     result
 }

@@ -98,7 +98,7 @@ impl Registration {
         // SAFETY: Called once, by this function's precondition, and before the registration
         // below nobody else has a use for it.
         unsafe { TYPE1.init() };
-        // SAFETY: As for `TYPE1`, called once and before anybody uses it.
+        // SAFETY: Called once, by this function's requirement, and before anybody uses it.
         unsafe { CONTAINERS.init() };
         *TYPE1.lock() = Some(Arc::new(type1, GFP_KERNEL)?);
         // SAFETY: The operations are static and match their types.

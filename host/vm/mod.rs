@@ -281,7 +281,7 @@ pub(crate) fn set_directory(directory: Option<Arc<Directory<()>>>) {
 ///
 /// Called once, at module initialisation, before any other function here.
 pub(crate) unsafe fn init() {
-    // SAFETY: As this function's.
+    // SAFETY: Called once, before anybody uses the registry, by this function's requirement.
     unsafe { VMS.init() };
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct PciDevice(NonNull<bindings::pci_dev>);
 
 // SAFETY: A PCI device may be used from any thread.
 unsafe impl Send for PciDevice {}
-// SAFETY: As above.
+// SAFETY: The PCI core orders concurrent accesses to config space; all else is read only.
 unsafe impl Sync for PciDevice {}
 
 impl PciDevice {
@@ -38,7 +38,7 @@ impl PciDevice {
     ///
     /// `dev` is valid.
     pub(crate) unsafe fn get(dev: *mut bindings::device) -> Option<Self> {
-        // SAFETY: As this function's.
+        // SAFETY: `dev` is valid, by this function's requirement.
         if !unsafe { bindings::dev_is_pci(dev) } {
             return None;
         }

@@ -26,7 +26,7 @@ pub(crate) struct Ratelimit {
 
 // SAFETY: The state has a lock of its own.
 unsafe impl Send for Ratelimit {}
-// SAFETY: As above.
+// SAFETY: `___ratelimit()`, all that is done with a shared one, takes the state's own lock.
 unsafe impl Sync for Ratelimit {}
 
 impl Ratelimit {

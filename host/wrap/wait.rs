@@ -31,7 +31,7 @@ pub(crate) struct WaitQueue {
 
 // SAFETY: A wait queue head has its own lock.
 unsafe impl Send for WaitQueue {}
-// SAFETY: As above.
+// SAFETY: What is done with a shared one takes the head's own lock.
 unsafe impl Sync for WaitQueue {}
 
 impl WaitQueue {

@@ -83,7 +83,7 @@ pub(crate) struct Worker<T: Job> {
 
 // SAFETY: A work item may be queued and disabled in any thread, and `T` is `Send` and `Sync`.
 unsafe impl<T: Job> Send for Worker<T> {}
-// SAFETY: As above; the work queue's locks order concurrent calls.
+// SAFETY: The work queue's locks order concurrent calls, and `T` is `Send` and `Sync`.
 unsafe impl<T: Job> Sync for Worker<T> {}
 
 impl<T: Job> Worker<T> {
