@@ -163,6 +163,20 @@ impl<T: Driver> Registration<T> {
         }
     }
 
+    /// Has the device be as new when binding it has failed, for the next who tries.
+    ///
+    /// The core says in the status that it has failed, and never takes that back; there are devices
+    /// that do nothing then, for nobody. Without memory for this they are left so.
+    ///
+    /// # Safety
+    ///
+    /// The device must be one that is being bound to us, and that must fail.
+    unsafe fn renew(vdev: *mut bindings::virtio_device) {
+        // SAFETY: What is to be done is done when the core is through with the device, which stays
+        // until then, and before another driver is tried.
+        let _ = unsafe { bindings::virtio_renew_later(vdev) };
+    }
+
     /// # Safety
     ///
     /// Called by the virtio core alone, as it documents.
@@ -181,11 +195,8 @@ impl<T: Driver> Registration<T> {
                     "feature {} is not offered, leaving the device to other drivers\n",
                     T::FEATURE
                 );
-                // The core will say in the status that the device has failed, and not take that
-                // back: there are devices that do nothing then, for nobody.
-                // SAFETY: The device is being bound, and what is to be done is done before another
-                // driver is tried.
-                to_result(unsafe { bindings::virtio_renew_later(vdev) })?;
+                // SAFETY: As this function's.
+                unsafe { Self::renew(vdev) };
                 return Err(ENODEV);
             }
             Ok(0)
@@ -200,10 +211,12 @@ impl<T: Driver> Registration<T> {
             // SAFETY: The core calls this with a device that is being bound to us. It has no queues
             // and enables configuration changes after we return, so nobody uses `priv` but us.
             unsafe {
-                (*vdev).priv_ = T::new(Device::from_raw(vdev))?.into_foreign();
+                let data = T::new(Device::from_raw(vdev)).inspect_err(|_| Self::renew(vdev))?;
+                (*vdev).priv_ = data.into_foreign();
                 Self::start(vdev, Reason::Probe).inspect_err(|_| {
                     Self::data(vdev).stop();
                     Self::forget(vdev);
+                    Self::renew(vdev);
                 })?;
             }
             Ok(0)
