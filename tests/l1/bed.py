@@ -262,9 +262,9 @@ def may_lock(size):
 MOST_LOST = 3
 
 
-def run_groups(reporter, patterns):
-    """Runs the groups of tests whose names match one of the patterns, all if there is
-    none. What each leaves behind is a test, too."""
+def run_groups(reporter, patterns, modules=None):
+    """Runs the groups of tests, of some modules if any are named, whose names match one of
+    the patterns, all if there is none. What each leaves behind is a test, too."""
     lost = 0
 
     def excuse():
@@ -273,7 +273,7 @@ def run_groups(reporter, patterns):
         lost += why is not None
         return why if lost <= MOST_LOST else None
 
-    for entry in tap.groups():
+    for entry in tap.groups(modules):
         if patterns and not any(re.search(pattern, entry.name) for pattern in patterns):
             continue
         seen = len(guest.STARTED)
