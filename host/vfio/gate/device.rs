@@ -234,21 +234,18 @@ impl GatedDevice {
     }
 
     /// The guest has asked, and the bit was kept from the device: from here on its use is noticed.
+    ///
+    /// A claim is held, so that the VM's answer waits until the device knows that it has asked;
+    /// who uses the device finds it known to the VM.
     fn ask(self: &Arc<Self>, need: Need, urgent: bool) -> Result {
-        {
-            let bars = self.barrier.lock();
-            {
-                let mut state = self.state.lock();
-                state.command.ask(need);
-                state.refused = false;
-            }
-            bars.zap();
-        }
+        let vm = self.container.vm_now().ok_or(ENODEV)?;
         let device: Arc<dyn BusMaster> = self.clone();
-        match self.container.vm_now() {
-            Some(vm) => vm.ask(&device, need, urgent),
-            None => Ok(()),
-        }
+        self.state.lock().refused = false;
+        vm.ask(&device, need, urgent)?;
+        let bars = self.barrier.lock();
+        self.state.lock().command.ask(need);
+        bars.zap();
+        Ok(())
     }
 
     /// The register was read: returns its low byte as the guest is to see it.
