@@ -146,6 +146,10 @@ impl Transport {
             )
         };
         self.dead |= broken || u32::from(status) & bindings::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+        // QEMU keeps the status of a vDPA device to itself.
+        // SAFETY: Bound by the invariants.
+        let pages = unsafe { bindings::virtio_balloon_num_pages(self.vdev) };
+        self.dead |= pages == bindings::VIRTIO_BALLOON_DEFERRED_NEEDS_RESET;
         if self.dead {
             return Err(EIO);
         }

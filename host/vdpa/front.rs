@@ -26,6 +26,7 @@ use super::{
         Snapshot, //
     },
     spec::{
+        CONFIG_NEEDS_RESET,
         PAGE_BYTES,
         QUEUES, //
     },
@@ -181,7 +182,9 @@ impl Session {
     /// other the lower one wins. Ignored unless a driver that speaks the
     /// protocol is there. Any context that may take a spinlock.
     pub(crate) fn set_target(&self, bytes: u64) {
+        // Up to the value that means something else.
         let pages = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
+        let pages = pages.min(CONFIG_NEEDS_RESET - 1);
         if self.front.registers().lower_target(self.number, pages) {
             self.front.config_interrupt();
         }

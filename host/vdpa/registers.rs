@@ -175,6 +175,7 @@ impl Registers {
             return false;
         }
         self.status |= NEEDS_RESET;
+        self.generation = self.generation.wrapping_add(1);
         self.epoch = self.epoch.wrapping_add(1);
         true
     }
@@ -203,6 +204,7 @@ impl Registers {
     /// `struct virtio_balloon_deferred_config`, little-endian.
     pub(super) fn config(&self) -> [u8; CONFIG_SIZE] {
         let pages = match self.target {
+            _ if self.status & NEEDS_RESET != 0 => CONFIG_NEEDS_RESET,
             Target::Pages(pages) => pages,
             Target::None | Target::Any => 0,
         };

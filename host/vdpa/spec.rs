@@ -35,6 +35,9 @@ pub(super) const FEATURES: u64 = F_DEFERRED
     | (1 << bindings::VIRTIO_F_VERSION_1)
     | (1 << bindings::VIRTIO_F_ACCESS_PLATFORM);
 
+/// What the configuration has in place of a target if the device needs a reset.
+pub(super) const CONFIG_NEEDS_RESET: u32 = bindings::VIRTIO_BALLOON_DEFERRED_NEEDS_RESET;
+
 /// Virtio's device id of a balloon.
 pub(super) const DEVICE_ID: u32 = bindings::VIRTIO_ID_BALLOON;
 /// No vendor, as in the vDPA simulators.

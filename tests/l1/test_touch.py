@@ -346,7 +346,8 @@ def write_returns(vm):
     trips = bed.stat(vm.pid, "gate_trips")
     vm.check("insmod /lib/modules/edu_dma.ko", 120)
     set_us, touch_us = Edu(vm).started()
-    at_most("microseconds that the write took", set_us, 20_000 * TIME_FACTOR)
+    # On a machine that does nothing else it takes one or two thousand.
+    at_most("microseconds that the write took", set_us, max(20_000 * TIME_FACTOR, touch_us / 10))
     at_least("microseconds that the access took", touch_us, 20_000)
     equal("gate_trips", bed.stat(vm.pid, "gate_trips"), trips + 1)
     equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)

@@ -40,6 +40,12 @@
 #define VIRTIO_BALLOON_DEFERRED_NOMAP	2 /* the host could not map a range */
 
 /*
+ * As num_pages: the device needs a reset.  Not every VMM shows the driver its
+ * DEVICE_NEEDS_RESET; all show it the configuration.
+ */
+#define VIRTIO_BALLOON_DEFERRED_NEEDS_RESET	0xffffffff
+
+/*
  * The device configuration: that of the traditional balloon, whose last two
  * fields belong to features that exclude this one, and one field more.
  */

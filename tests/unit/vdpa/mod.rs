@@ -22,6 +22,7 @@ pub(crate) mod bindings {
     pub(crate) const VIRTIO_BALLOON_F_DEFERRED: u32 = crate::logic::protocol::FEATURE_BIT;
     pub(crate) const VIRTIO_F_VERSION_1: u32 = 32;
     pub(crate) const VIRTIO_F_ACCESS_PLATFORM: u32 = 33;
+    pub(crate) const VIRTIO_BALLOON_DEFERRED_NEEDS_RESET: u32 = u32::MAX;
     pub(crate) const VIRTIO_ID_BALLOON: u32 = 5;
     pub(crate) const VIRTIO_BALLOON_PFN_SHIFT: u32 = 12;
     pub(crate) struct virtio_balloon_deferred_config(#[allow(dead_code)] [u32; 5]);
