@@ -10,6 +10,7 @@
 //! - [`schedule`]: what they do next,
 //! - [`ram`]: what the containers' ioctls do to the tables,
 //! - [`masters`]: devices that master the bus,
+//! - [`requests`]: what these ask for, and what they are told,
 //! - [`guest`]: what the balloon's messages do to them,
 //! - [`stats`]: counters, and the VM's directory in sysfs.
 //!
@@ -25,6 +26,7 @@ mod mapper;
 mod masters;
 mod populate;
 mod ram;
+mod requests;
 mod schedule;
 mod stats;
 
