@@ -378,8 +378,13 @@ impl Balloon {
             return Ok(Next::Rest);
         };
         if !transport.is_waiting() {
-            transport.check()?;
             let held = state.blocks.bytes();
+            if held == 0 {
+                // Nothing is wanted of the device, whatever has become of it.
+                self.stats.enter(resting(held));
+                return Ok(Next::Rest);
+            }
+            transport.check()?;
             let target = transport.target();
             let pressed = self.pressed.xchg(NOWHERE, Relaxed);
             let node = state.blocks.node(pressed);

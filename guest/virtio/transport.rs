@@ -109,11 +109,19 @@ impl Transport {
         unsafe { bindings::virtio_device_ready(self.vdev) }
     }
 
-    /// What the host wants to be in the balloon, in bytes. May sleep.
+    /// What the host wants to be in the balloon, in bytes: nothing of a device that needs a reset.
+    /// May sleep.
     pub(crate) fn target(&self) -> u64 {
+        let pages = self.pages().unwrap_or(0);
+        u64::from(pages) << bindings::VIRTIO_BALLOON_PFN_SHIFT
+    }
+
+    /// The same in pages of 4 KiB; `None` if the device says there that it needs a reset, since not
+    /// every VMM shows its status (QEMU keeps that of a vDPA device to itself).
+    fn pages(&self) -> Option<u32> {
         // SAFETY: Bound by the invariants.
         let pages = unsafe { bindings::virtio_balloon_num_pages(self.vdev) };
-        u64::from(pages) << bindings::VIRTIO_BALLOON_PFN_SHIFT
+        (pages != bindings::VIRTIO_BALLOON_DEFERRED_NEEDS_RESET).then_some(pages)
     }
 
     /// The guest-physical address below which all is mapped and nothing worth giving up. May sleep.
@@ -146,10 +154,7 @@ impl Transport {
             )
         };
         self.dead |= broken || u32::from(status) & bindings::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
-        // QEMU keeps the status of a vDPA device to itself.
-        // SAFETY: Bound by the invariants.
-        let pages = unsafe { bindings::virtio_balloon_num_pages(self.vdev) };
-        self.dead |= pages == bindings::VIRTIO_BALLOON_DEFERRED_NEEDS_RESET;
+        self.dead |= self.pages().is_none();
         if self.dead {
             return Err(EIO);
         }

@@ -346,8 +346,9 @@ def write_returns(vm):
     trips = bed.stat(vm.pid, "gate_trips")
     vm.check("insmod /lib/modules/edu_dma.ko", 120)
     set_us, touch_us = Edu(vm).started()
-    # On a machine that does nothing else it takes one or two thousand.
-    at_most("microseconds that the write took", set_us, max(20_000 * TIME_FACTOR, touch_us / 10))
+    # On a machine that does nothing else it takes one or two thousand. Processors that have
+    # one thread of the emulator take turns of a tenth of a second, though.
+    at_most("microseconds that the write took", set_us, 120_000 * TIME_FACTOR)
     at_least("microseconds that the access took", touch_us, 20_000)
     equal("gate_trips", bed.stat(vm.pid, "gate_trips"), trips + 1)
     equal("unmapped_bytes", bed.stat(vm.pid, "unmapped_bytes"), 0)
