@@ -219,6 +219,22 @@ impl Vm {
         drop(device);
     }
 
+    /// Whether what a device was told by [`BusMaster::grant`] still holds. Asked with a claim of the
+    /// device, without which neither it nor the VM takes that back.
+    pub(crate) fn is_granted(&self, id: MasterId) -> bool {
+        let mut state = self.state.lock();
+        let master = state.master(id);
+        master.is_some_and(|m| matches!(m.stage, Stage::Granted(_)))
+    }
+
+    /// A device that was let through, and has not heard of it yet, may not master the bus after
+    /// all: it goes on asking.
+    pub(crate) fn revoke(&self, id: MasterId) {
+        if self.is_granted(id) {
+            self.ask_all(id);
+        }
+    }
+
     /// A device has the bit no longer, and does not ask for it.
     pub(crate) fn release(&self, id: MasterId) {
         let mut state = self.state.lock();

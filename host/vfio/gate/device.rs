@@ -346,7 +346,7 @@ impl GatedDevice {
         let awake = self.register.pci().is_awake();
         if let Err(e) = self.register.set_master(false) {
             if awake {
-                pr_err!("a device keeps its bus-master bit: {e:?}\n");
+                kernel::pr_warn_once!("a device keeps its bus-master bit: {e:?}\n");
             }
         }
         if !awake {
@@ -369,7 +369,7 @@ impl GatedDevice {
             state.command.masters()
         };
         if self.register.set_master(masters).is_err() {
-            pr_warn!("a device has not taken its bus-master bit\n");
+            kernel::pr_warn_once!("a device has not the bus-master bit that it should\n");
         }
         drop(claim);
     }
@@ -387,12 +387,15 @@ impl BusMaster for GatedDevice {
 
     fn grant(&self, need: Need) {
         let claim = self.claim_in_any_case();
+        // It may have been taken back since the VM decided: by the guest, which may even have asked
+        // again, or by a reset of the balloon that could not map all.
+        let holds = self.container.vm_now();
+        let holds = holds.is_some_and(|vm| vm.is_granted(self.id));
         let granted = {
             let mut state = self.state.lock();
-            !state.closed && state.command.grant(need)
+            holds && !state.closed && state.command.grant(need)
         };
         if !granted {
-            // The guest has taken its request back meanwhile, and said so.
             return;
         }
         let awake = self.register.pci().is_awake();
@@ -408,10 +411,7 @@ impl BusMaster for GatedDevice {
         }
         drop(claim);
         if lost.is_some() {
-            pr_err!(
-                "a device has not taken its bus-master bit: {:?}\n",
-                set.err()
-            );
+            kernel::pr_warn_once!("a device has not taken its bus-master bit\n");
             self.container.release(self.id);
         }
         self.changed.notify();
@@ -431,8 +431,11 @@ impl BusMaster for GatedDevice {
                 false => None,
             }
         };
-        if lost == Some(Lost::Mastership) {
-            self.clear();
+        match (lost, self.container.vm_now()) {
+            (Some(_), _) => self.clear(),
+            // It may be about to be told that it may.
+            (None, Some(vm)) => vm.revoke(self.id),
+            (None, None) => {}
         }
         drop(claim);
         self.lost(lost);
